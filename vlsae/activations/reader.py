@@ -1,0 +1,231 @@
+"""A store as tensors: by image, in order, or shuffled with a state of three numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlsae.activations.format import (
+    DTYPES,
+    StoreError,
+    complete_shards,
+    read_config,
+    sha256,
+    shard_folder,
+    site_file,
+)
+from vlsae.images.geometry import Geometry
+
+BUFFER_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class ReaderState:
+    """Everything needed to continue a shuffled pass: seed, rank, and tokens already given out."""
+
+    seed: int = 0
+    rank: int = 0
+    position: int = 0
+
+
+class ActivationStore:
+    """Activations on disk, memory-mapped.
+
+    Args:
+        path: folder of the store.
+        site: which of its sites `images`, `batches` and `shuffled` read; the first where None.
+
+    Attributes:
+        config: the fields of `config.json`.
+        n_images, n_tokens, d: images, stored tokens an image, and width.
+        ids, names, labels, sizes: one entry an image (content id, source, class number, original width and height).
+
+    Raises:
+        StoreError: for a folder that is no store, holds no complete shard, or lacks the site.
+    """
+
+    def __init__(self, path: str | Path, site: str | None = None):
+        self.path = Path(path)
+        self.config = read_config(self.path)
+        self.shards = complete_shards(self.path)
+        self.shards = [s for s in self.shards if s["ids"]] if any(s["ids"] for s in self.shards) else []
+        if not self.shards:
+            raise StoreError(f"{self.path} has no complete shard yet; run vlsae.extract on it again.")
+        self.site = site or self.config.sites[0]
+        if self.site not in self.config.sites:
+            raise StoreError(f"{self.path} has no site {self.site}; it holds {', '.join(self.config.sites)}.")
+        self.d = int(self.shards[0]["d"][self.site])
+        self.n_tokens = self.config.random_k or len(self.config.token_roles)
+        for field in ("ids", "names", "labels", "sizes", "indices"):
+            setattr(self, field, [value for s in self.shards for value in s[field]])
+        self.n_images = len(self.ids)
+        self._starts = np.cumsum([0, *(len(s["ids"]) for s in self.shards)])
+
+    @property
+    def complete(self) -> bool:
+        """Whether extraction ran to its end."""
+        return (self.path / "manifest.json").exists()
+
+    @property
+    def manifest(self) -> dict:
+        if not self.complete:
+            raise StoreError(f"{self.path} is not complete; run the extraction again to finish it.")
+        return json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(**self.config.geometry)
+
+    @property
+    def token_roles(self) -> list[str]:
+        return self.config.token_roles
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.config.class_names
+
+    def __len__(self) -> int:
+        return self.n_images * self.n_tokens
+
+    def __repr__(self) -> str:
+        return f"ActivationStore({self.path}, {self.site}, {self.n_images} images x {self.n_tokens} tokens x {self.d})"
+
+    def _number(self, shard: int) -> int:
+        """The folder number of a non-empty shard."""
+        return self._numbers[shard]
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        return [i for i, s in enumerate(complete_shards(self.path)) if s["ids"]]
+
+    @cached_property
+    def _maps(self) -> list[np.ndarray]:
+        maps = []
+        for i, shard in enumerate(self.shards):
+            path = shard_folder(self.path, self._number(i)) / site_file(self.site)
+            shape = (len(shard["ids"]), self.n_tokens, self.d)
+            expected = int(np.prod(shape)) * np.dtype(DTYPES[self.config.dtype]).itemsize
+            if not path.exists() or path.stat().st_size != expected:
+                size = path.stat().st_size if path.exists() else "missing"
+                raise StoreError(f"{path} is {size}, expected {expected} bytes; delete its shard and extract again.")
+            maps.append(np.memmap(path, DTYPES[self.config.dtype], "r", shape=shape))
+        return maps
+
+    def _tensor(self, raw: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(raw))
+        if self.config.dtype == "bfloat16":
+            tensor = tensor.view(torch.bfloat16)
+        return tensor.float()
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Activations of images `start` to `stop`, float32 `[n, n_tokens, d]`."""
+        parts = []
+        for i, array in enumerate(self._maps):
+            low, high = max(start, self._starts[i]), min(stop, self._starts[i + 1])
+            if low < high:
+                parts.append(self._tensor(array[low - self._starts[i] : high - self._starts[i]]))
+        if not parts:
+            raise StoreError(f"Images {start} to {stop} were asked for, but the store holds {self.n_images}.")
+        return torch.cat(parts)
+
+    def __getitem__(self, index: int) -> Tensor:
+        index = range(self.n_images)[index]
+        return self.images(index, index + 1)[0]
+
+    def token_positions(self, index: int) -> np.ndarray:
+        """Positions in the model's sequence of the tokens of an image (under random_k they differ by image)."""
+        if self.config.tokens != "random_k":
+            return np.arange(self.n_tokens)
+        shard = int(np.searchsorted(self._starts, index, side="right") - 1)
+        path = shard_folder(self.path, self._number(shard)) / "tokens.bin"
+        table = np.memmap(path, np.int32, "r", shape=(len(self.shards[shard]["ids"]), self.n_tokens))
+        return np.asarray(table[index - self._starts[shard]])
+
+    def batches(self, n_images: int = 64) -> Iterator[tuple[int, Tensor]]:
+        """All images in order: `(index of the first, [n, n_tokens, d])`."""
+        for start in range(0, self.n_images, n_images):
+            yield start, self.images(start, min(start + n_images, self.n_images))
+
+    def mean(self) -> Tensor:
+        """Mean of all stored tokens, float32 `[d]`, from sums kept with every shard."""
+        total = np.sum([s["sums"][self.site] for s in self.shards], axis=0)
+        return torch.from_numpy(total / len(self)).float()
+
+    def shuffled(
+        self,
+        batch_size: int,
+        state: ReaderState | None = None,
+        *,
+        world_size: int = 1,
+        select: np.ndarray | None = None,
+    ) -> Iterator[tuple[Tensor, ReaderState]]:
+        """One pass over all tokens in random order, each exactly once, with the state after every batch.
+
+        Images are permuted, then tokens within buffers of 1,024 images: memory is one buffer, and any two images can
+        meet. The order is a function of `state.seed` and `state.rank`; a pass continued from a state gives the same
+        batches as one that was never stopped.
+
+        Args:
+            batch_size: tokens a batch; the last is smaller.
+            state: where to begin; the start of seed 0 where None.
+            world_size: number of ranks; rank `r` reads every `world_size`-th image of the permutation.
+            select: bool `[n_images, n_tokens]`, tokens to use; all where None.
+
+        Yields:
+            `(x, state)`: float32 `[<= batch_size, d]` and the `ReaderState` with which to continue after it.
+        """
+        state = state or ReaderState()
+        order = np.random.default_rng((state.seed, 0)).permutation(self.n_images)[state.rank :: world_size]
+        passed, kept = 0, None
+        for number, start in enumerate(range(0, len(order), BUFFER_IMAGES)):
+            members = np.sort(order[start : start + BUFFER_IMAGES])
+            size = int(select[members].sum()) if select is not None else len(members) * self.n_tokens
+            last = start + BUFFER_IMAGES >= len(order)
+            if passed + size <= state.position and not last and _whole_batches(passed + size, batch_size):
+                passed += size
+                continue
+            rng = np.random.default_rng((state.seed, 1 + number, state.rank))
+            buffer = torch.cat([self.images(*run) for run in _runs(members)]).flatten(0, 1)
+            if select is not None:
+                buffer = buffer[torch.from_numpy(select[members].ravel())]
+            buffer = buffer[torch.from_numpy(rng.permutation(len(buffer)))]
+            buffer = buffer if kept is None else torch.cat([kept, buffer])
+            used = 0
+            while len(buffer) - used >= batch_size or (last and used < len(buffer)):
+                batch = buffer[used : used + batch_size]
+                used += len(batch)
+                passed += len(batch)
+                if passed > state.position:
+                    yield batch, ReaderState(state.seed, state.rank, passed)
+            kept = buffer[used:]
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; raises StoreError naming the damaged ones."""
+        damaged = [
+            str(shard_folder(self.path, self._number(i)) / name)
+            for i, shard in enumerate(self.shards)
+            for name, expected in shard["sha256"].items()
+            if sha256(shard_folder(self.path, self._number(i)) / name) != expected
+        ]
+        if damaged:
+            raise StoreError(
+                f"Damaged: {', '.join(damaged)} (checksum differs). Delete the shard and all after it, and extract again."
+            )
+
+
+def _whole_batches(tokens: int, batch_size: int) -> bool:
+    return tokens % batch_size == 0
+
+
+def _runs(members: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Sorted image numbers as runs `(start, stop)` of neighbours."""
+    breaks = np.flatnonzero(np.diff(members) != 1) + 1
+    for run in np.split(members, breaks):
+        yield int(run[0]), int(run[-1]) + 1

@@ -1,0 +1,7 @@
+"""Models as one protocol: embeddings, tokens, zero-shot, and places where activations are read and edited."""
+
+from vlsae.backbones.base import Backbone
+from vlsae.backbones.load import load_model
+from vlsae.backbones.site import STREAMS, TOWERS, Site
+
+__all__ = ["STREAMS", "TOWERS", "Backbone", "Site", "load_model"]

@@ -1,0 +1,17 @@
+"""The embedded default: scenes with known truth, the tiny CLIP trained on them, and planted dictionaries."""
+
+from vlsae.world.captions import concepts
+from vlsae.world.layout import Layout, SceneObject, SceneOptions, is_held_out
+from vlsae.world.scenes import Scene, Scenes, counterfactual, scenes
+
+__all__ = [
+    "Layout",
+    "Scene",
+    "SceneObject",
+    "SceneOptions",
+    "Scenes",
+    "concepts",
+    "counterfactual",
+    "is_held_out",
+    "scenes",
+]
