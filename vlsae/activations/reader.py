@@ -183,28 +183,34 @@ class ActivationStore:
         """
         state = state or ReaderState()
         order = np.random.default_rng((state.seed, 0)).permutation(self.n_images)[state.rank :: world_size]
-        passed, kept = 0, None
-        for number, start in enumerate(range(0, len(order), BUFFER_IMAGES)):
-            members = np.sort(order[start : start + BUFFER_IMAGES])
-            size = int(select[members].sum()) if select is not None else len(members) * self.n_tokens
-            last = start + BUFFER_IMAGES >= len(order)
-            if passed + size <= state.position and not last and _whole_batches(passed + size, batch_size):
-                passed += size
-                continue
-            rng = np.random.default_rng((state.seed, 1 + number, state.rank))
-            buffer = torch.cat([self.images(*run) for run in _runs(members)]).flatten(0, 1)
-            if select is not None:
-                buffer = buffer[torch.from_numpy(select[members].ravel())]
-            buffer = buffer[torch.from_numpy(rng.permutation(len(buffer)))]
-            buffer = buffer if kept is None else torch.cat([kept, buffer])
-            used = 0
-            while len(buffer) - used >= batch_size or (last and used < len(buffer)):
-                batch = buffer[used : used + batch_size]
-                used += len(batch)
+        groups = [np.sort(order[i : i + BUFFER_IMAGES]) for i in range(0, len(order), BUFFER_IMAGES)]
+        sizes = [self.n_tokens * len(g) if select is None else int(select[g].sum()) for g in groups]
+        ends = np.cumsum(sizes)
+        given = ends // batch_size * batch_size  # tokens given out once a group was read; the rest joins the next
+        given[-1] = ends[-1]
+        first = int((given <= state.position).sum())
+        kept = torch.empty(0, self.d)
+        if 0 < first < len(groups):
+            tail = int(ends[first - 1] - given[first - 1])
+            kept = self._shuffled_group(groups[first - 1], first - 1, state, select)[sizes[first - 1] - tail :]
+        passed = int(given[first - 1]) if first else 0
+        for number in range(first, len(groups)):
+            buffer = torch.cat([kept, self._shuffled_group(groups[number], number, state, select)])
+            stop = len(buffer) if number == len(groups) - 1 else len(buffer) // batch_size * batch_size
+            for start in range(0, stop, batch_size):
+                batch = buffer[start : min(start + batch_size, stop)]
                 passed += len(batch)
                 if passed > state.position:
                     yield batch, ReaderState(state.seed, state.rank, passed)
-            kept = buffer[used:]
+            kept = buffer[stop:]
+
+    def _shuffled_group(self, members: np.ndarray, number: int, state: ReaderState, select) -> Tensor:
+        """The chosen tokens of some images in the random order of group `number`."""
+        buffer = torch.cat([self.images(*run) for run in _runs(members)]).flatten(0, 1)
+        if select is not None:
+            buffer = buffer[torch.from_numpy(select[members].ravel())]
+        rng = np.random.default_rng((state.seed, 1 + number, state.rank))
+        return buffer[torch.from_numpy(rng.permutation(len(buffer)))]
 
     def verify(self) -> None:
         """Compare every file with its checksum; raises StoreError naming the damaged ones."""
@@ -218,10 +224,6 @@ class ActivationStore:
             raise StoreError(
                 f"Damaged: {', '.join(damaged)} (checksum differs). Delete the shard and all after it, and extract again."
             )
-
-
-def _whole_batches(tokens: int, batch_size: int) -> bool:
-    return tokens % batch_size == 0
 
 
 def _runs(members: np.ndarray) -> Iterator[tuple[int, int]]:

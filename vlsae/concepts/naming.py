@@ -1,0 +1,131 @@
+"""Words for latents, from two sides, and no word where neither is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlsae.backbones.base import Backbone
+from vlsae.dictionaries.base import Dictionary
+
+THRESHOLD = 3.0
+
+
+@dataclass(frozen=True)
+class LatentName:
+    """The name of a latent, with what speaks for it.
+
+    Attributes:
+        word: the name, or None where no word stands out.
+        score: how far the word stands out, in standard deviations over the vocabulary.
+        source: "atom" (its direction, read out in the text space) or "images" (its top images); the surer one.
+        atom_word, atom_score: best word of the direction.
+        image_word, image_score: best word of the top images.
+    """
+
+    word: str | None
+    score: float
+    source: str
+    atom_word: str
+    atom_score: float
+    image_word: str
+    image_score: float
+
+    def __str__(self) -> str:
+        return self.word if self.word is not None else "no name"
+
+
+def _stand_out(similarity: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Best word of every row, and its distance from the row's mean in standard deviations of the row."""
+    z = (similarity - similarity.mean(1, keepdim=True)) / similarity.std(1, keepdim=True).clamp_min(1e-12)
+    best = z.max(1)
+    return best.indices.numpy(), best.values.numpy()
+
+
+@torch.no_grad()
+def atom_word_similarity(model: Backbone, dictionary: Dictionary, words: Tensor, mean: Tensor, step: float) -> Tensor:
+    """Cosine of each atom's effect on the read-out with each word, `[n_latents, words]`.
+
+    The effect is `readout(mean + step atom) - readout(mean)`: atoms are directions, and the final LayerNorm has a
+    meaning only around a real token.
+    """
+    base = model.readout(mean[None])
+    moved = model.readout(mean + step * dictionary.atoms)
+    centred = F.normalize(words - words.mean(0), dim=1)
+    return F.normalize(moved - base, dim=1) @ centred.T
+
+
+@torch.no_grad()
+def image_word_similarity(embeddings: Tensor, words: Tensor, top: np.ndarray, weights: np.ndarray) -> Tensor:
+    """Cosine of the weighted mean of the top images' centred embeddings with each word, `[n_latents, words]`.
+
+    Args:
+        embeddings: unit image embeddings `[images, e]`.
+        words: unit text embeddings `[words, e]`.
+        top: image numbers `[n_latents, N]`, -1 pads.
+        weights: their activations, `[n_latents, N]`.
+    """
+    centred = embeddings - embeddings.mean(0)
+    rows = np.where(top >= 0, top, 0)
+    w = torch.from_numpy(np.where(top >= 0, weights, 0.0)).float()
+    pooled = torch.einsum("nt,nte->ne", w, centred[torch.from_numpy(rows)])
+    return F.normalize(pooled, dim=1) @ F.normalize(words - words.mean(0), dim=1).T
+
+
+def name_latents(
+    model: Backbone,
+    dictionary: Dictionary,
+    vocabulary: Sequence[str],
+    *,
+    mean: Tensor,
+    image_embeddings: Tensor | None = None,
+    top_images: np.ndarray | None = None,
+    top_values: np.ndarray | None = None,
+    templates: Sequence[str] = ("{}",),
+    threshold: float = THRESHOLD,
+) -> list[LatentName]:
+    """Name every latent by the word that stands out most, or honestly by none.
+
+    Two witnesses: the atom's direction read out into the text space, and the top images' embeddings. Each gives every
+    word a cosine; a word's score is its z-score among all words for that latent. The surer witness names the latent,
+    if its score reaches `threshold`.
+
+    Args:
+        model: with a text tower.
+        dictionary: trained on its vision tokens.
+        vocabulary: candidate words, at least 3.
+        mean: mean activation `[d]` at the dictionary's site, around which atoms are read out.
+        image_embeddings: unit embeddings `[images, e]`; the image witness is silent without.
+        top_images, top_values: from `LatentStatistics`.
+        templates: prompts with one `{}`.
+        threshold: smallest z-score of a name. Among V random words the largest is about sqrt(2 ln V).
+
+    Returns:
+        One `LatentName` a latent.
+
+    Raises:
+        ValueError: for fewer than 3 words, or a model without a text tower.
+    """
+    if len(vocabulary) < 3:
+        raise ValueError(f"{len(vocabulary)} words cannot be told apart by how far one stands out; give at least 3.")
+    words = model.classifier(vocabulary, templates).cpu()
+    step = float(mean.norm())
+    atom_best, atom_score = _stand_out(atom_word_similarity(model, dictionary, words, mean, step))
+    if image_embeddings is not None and top_images is not None:
+        similarity = image_word_similarity(image_embeddings, words, np.asarray(top_images), np.asarray(top_values))
+        image_best, image_score = _stand_out(similarity)
+        image_score = np.where((np.asarray(top_images) >= 0).any(1), image_score, -np.inf)
+    else:
+        image_best, image_score = np.zeros_like(atom_best), np.full_like(atom_score, -np.inf)
+    names = []
+    for a, a_score, i, i_score in zip(atom_best, atom_score, image_best, image_score, strict=True):
+        source = "atom" if a_score >= i_score else "images"
+        score = float(max(a_score, i_score))
+        word = vocabulary[a if source == "atom" else i] if score >= threshold else None
+        names.append(LatentName(word, score, source, vocabulary[a], float(a_score), vocabulary[i], float(i_score)))
+    return names

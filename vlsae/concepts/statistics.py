@@ -1,0 +1,251 @@
+"""Everything about a dictionary's latents that one pass over the activations can tell, exact and mergeable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vlsae.activations.reader import ActivationStore
+from vlsae.dictionaries.base import Dictionary
+
+AGGREGATORS = ("count", "mean", "max")
+TAU = 0.2  # PatchSAE's threshold of a patch count
+HISTOGRAM_EDGES = np.concatenate([[0.0], 10.0 ** np.linspace(-4, 4, 65)])
+
+
+@dataclass
+class LatentStatistics:
+    """Sums over images and tokens from which every per-latent statistic follows.
+
+    Attributes:
+        n_images, n_tokens: what was seen.
+        token_count: `[n]` tokens on which the latent is active.
+        image_count: `[n]` images with any active token.
+        value_sum: `[n]` sum of its activations.
+        histogram: `[n, bins]` counts of positive activations over HISTOGRAM_EDGES.
+        top_images, top_image_values: `[n, N]` image numbers by mean activation over tokens, best first; -1 pads.
+        top_patches, top_patch_values: `[n, N, 2]` image and token numbers by activation; -1 pads.
+        class_sums: aggregator -> `[classes, n]`, sums over the images of each class of the image activation.
+        class_images: `[classes]` images of each class.
+    """
+
+    n_latents: int
+    n_classes: int
+    n_top: int
+    tau: float = TAU
+    n_images: int = 0
+    n_tokens: int = 0
+    token_count: np.ndarray = field(init=False)
+    image_count: np.ndarray = field(init=False)
+    value_sum: np.ndarray = field(init=False)
+    histogram: np.ndarray = field(init=False)
+    top_images: np.ndarray = field(init=False)
+    top_image_values: np.ndarray = field(init=False)
+    top_patches: np.ndarray = field(init=False)
+    top_patch_values: np.ndarray = field(init=False)
+    class_sums: dict[str, np.ndarray] = field(init=False)
+    class_images: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, classes, top = self.n_latents, self.n_classes, self.n_top
+        self.token_count = np.zeros(n, np.int64)
+        self.image_count = np.zeros(n, np.int64)
+        self.value_sum = np.zeros(n, np.float64)
+        self.histogram = np.zeros((n, len(HISTOGRAM_EDGES) - 1), np.int64)
+        self.top_images = np.full((n, top), -1, np.int64)
+        self.top_image_values = np.zeros((n, top), np.float32)
+        self.top_patches = np.full((n, top, 2), -1, np.int64)
+        self.top_patch_values = np.zeros((n, top), np.float32)
+        self.class_sums = {name: np.zeros((classes, n), np.float64) for name in AGGREGATORS}
+        self.class_images = np.zeros(classes, np.int64)
+
+    # ---- collecting ----------------------------------------------------------------------------------------------
+
+    def update(self, z: Tensor, first_image: int, labels: np.ndarray | None = None) -> None:
+        """Add the codes of consecutive images, `z [images, tokens, n_latents]`, with class numbers (-1: none)."""
+        n_images, n_tokens, _ = z.shape
+        rows, tokens, latents = (index.numpy() for index in z.nonzero(as_tuple=True))
+        values = z[rows, tokens, latents].float().numpy()
+        self.n_images += n_images
+        self.n_tokens += n_images * n_tokens
+        self.token_count += np.bincount(latents, minlength=self.n_latents)
+        self.value_sum += np.bincount(latents, values, self.n_latents)
+        bins = np.clip(np.searchsorted(HISTOGRAM_EDGES, values, side="right") - 1, 0, self.histogram.shape[1] - 1)
+        flat = np.bincount(latents * self.histogram.shape[1] + bins, minlength=self.histogram.size)
+        self.histogram += flat.reshape(self.histogram.shape)
+        mean, largest = z.float().mean(1).numpy(), z.float().amax(1).numpy()
+        self.image_count += (largest > 0).sum(0)
+        self._update_top(mean, first_image, rows, tokens, latents, values)
+        if labels is not None and self.n_classes:
+            count = (z > self.tau).sum(1).numpy()
+            for name, image_value in (("count", count), ("mean", mean), ("max", largest)):
+                np.add.at(self.class_sums[name], labels[labels >= 0], image_value[labels >= 0])
+            self.class_images += np.bincount(labels[labels >= 0], minlength=self.n_classes)
+
+    def _update_top(self, mean, first_image, rows, tokens, latents, values) -> None:
+        ids = np.broadcast_to(np.arange(first_image, first_image + len(mean))[:, None], mean.shape)
+        ids = np.where(mean > 0, ids, -1)
+        self.top_image_values, self.top_images = _merge_top(
+            self.top_image_values, self.top_images, mean.T, ids.T, self.n_top
+        )
+        order = np.lexsort((tokens, rows, -values, latents))
+        sorted_latents = latents[order]
+        starts = np.searchsorted(sorted_latents, np.arange(self.n_latents))
+        rank = np.arange(len(order)) - starts[sorted_latents]
+        best = order[rank < self.n_top]
+        new_values = np.zeros((self.n_latents, self.n_top), np.float32)
+        new_ids = np.full((self.n_latents, self.n_top, 2), -1, np.int64)
+        at = (latents[best], rank[rank < self.n_top])
+        new_values[at], new_ids[at] = values[best], np.stack([rows[best] + first_image, tokens[best]], -1)
+        self.top_patch_values, self.top_patches = _merge_top(
+            self.top_patch_values, self.top_patches, new_values, new_ids, self.n_top
+        )
+
+    def merge(self, other: LatentStatistics) -> LatentStatistics:
+        """The statistics of both parts together; image numbers must already be global. Changes and returns self."""
+        if (self.n_latents, self.n_classes, self.n_top, self.tau) != (
+            other.n_latents, other.n_classes, other.n_top, other.tau,
+        ):  # fmt: skip
+            raise ValueError("Statistics of different dictionaries, classes, top sizes or thresholds cannot be merged.")
+        for name in ("n_images", "n_tokens", "token_count", "image_count", "value_sum", "histogram", "class_images"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in AGGREGATORS:
+            self.class_sums[name] += other.class_sums[name]
+        self.top_image_values, self.top_images = _merge_top(
+            self.top_image_values, self.top_images, other.top_image_values, other.top_images, self.n_top
+        )
+        self.top_patch_values, self.top_patches = _merge_top(
+            self.top_patch_values, self.top_patches, other.top_patch_values, other.top_patches, self.n_top
+        )
+        return self
+
+    # ---- what follows from the sums ------------------------------------------------------------------------------
+
+    @property
+    def token_density(self) -> np.ndarray:
+        """Share of tokens on which a latent is active, `[n]`."""
+        return self.token_count / max(1, self.n_tokens)
+
+    @property
+    def image_density(self) -> np.ndarray:
+        """Share of images in which a latent is active anywhere: PatchSAE's activated frequency, `[n]`."""
+        return self.image_count / max(1, self.n_images)
+
+    @property
+    def mean_activation(self) -> np.ndarray:
+        """Mean of the positive activations, `[n]`; NaN for dead latents."""
+        return np.divide(self.value_sum, self.token_count, out=np.full(self.n_latents, np.nan),
+                         where=self.token_count > 0)  # fmt: skip
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Whether a latent was active at all, bool `[n]`."""
+        return self.token_count > 0
+
+    def class_share(self, aggregator: str = "mean") -> np.ndarray:
+        """Share of a latent's activation that falls on each class, `[classes, n]`; columns sum to 1, or NaN."""
+        if aggregator not in AGGREGATORS:
+            raise ValueError(f"Unknown aggregator {aggregator!r}; use one of {', '.join(AGGREGATORS)}.")
+        sums = self.class_sums[aggregator]
+        total = sums.sum(0)
+        return np.divide(sums, total, out=np.full_like(sums, np.nan), where=total > 0)
+
+    def label_entropy(self, aggregator: str = "mean") -> np.ndarray:
+        """`-sum_c p_c ln p_c` of `class_share`, `[n]` in nats: 0 for one class, ln C for all alike; NaN if silent."""
+        p = self.class_share(aggregator)
+        return -(p * np.log(np.where(p > 0, p, 1.0))).sum(0)
+
+    def label_std(self, aggregator: str = "mean") -> np.ndarray:
+        """Standard deviation over classes of the class share, `[n]`: 0 where all classes are alike."""
+        return self.class_share(aggregator).std(0)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write as `.npy` files, which can be memory-mapped, and `statistics.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in self._arrays().items():
+            np.save(folder / f"{name}.npy", value)
+        scalars = {k: getattr(self, k) for k in ("n_latents", "n_classes", "n_top", "tau", "n_images", "n_tokens")}
+        (folder / "statistics.json").write_text(json.dumps({"schema": 1, **scalars}, indent=1))
+        return folder
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return {**arrays, **{f"class_{name}": value for name, value in self.class_sums.items()}}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LatentStatistics:
+        """Read what `save` wrote; raises ValueError where something is missing."""
+        folder = Path(folder)
+        if not (folder / "statistics.json").exists():
+            raise ValueError(f"{folder} holds no statistics; write them with `vlsae stats`.")
+        scalars = json.loads((folder / "statistics.json").read_text())
+        result = cls(scalars["n_latents"], scalars["n_classes"], scalars["n_top"], scalars["tau"])
+        result.n_images, result.n_tokens = scalars["n_images"], scalars["n_tokens"]
+        for name in result._arrays():
+            value = np.load(folder / f"{name}.npy", mmap_mode="r")
+            if name.startswith("class_") and name != "class_images":
+                result.class_sums[name.removeprefix("class_")] = value
+            else:
+                setattr(result, name, value)
+        return result
+
+
+def _merge_top(values, ids, new_values, new_ids, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `n` best of two lists a latent; equal values keep the lower image and token number first."""
+    both, both_ids = np.concatenate([values, new_values], 1), np.concatenate([ids, new_ids], 1)
+    keys = both_ids.reshape(*both_ids.shape[:2], -1)
+    tie = np.where(keys[..., 0] < 0, np.iinfo(np.int64).max, keys[..., 0])
+    order = np.lexsort((keys[..., -1], tie, -both), axis=1)[:, :n]
+    merged = np.take_along_axis(keys, order[..., None], 1)
+    return np.take_along_axis(both, order, 1), merged.reshape(*merged.shape[:2], *ids.shape[2:])
+
+
+def latent_statistics(
+    dictionary: Dictionary,
+    store: ActivationStore,
+    *,
+    n_top: int = 16,
+    n_classes: int | None = None,
+    labels: np.ndarray | None = None,
+    tau: float = TAU,
+    batch_images: int = 32,
+    progress: bool = True,
+) -> LatentStatistics:
+    """One streaming pass of a store through a dictionary.
+
+    Args:
+        dictionary: whose latents.
+        store: activations; only its patches, CLS or whatever it holds are seen. Prompt tokens never are.
+        n_top: reference images and patches kept a latent.
+        n_classes: number of classes; from the store's class names where None.
+        labels: class number of every image; the store's where None.
+        tau: threshold above which a patch counts (PatchSAE: 0.2).
+        batch_images: images at a time.
+        progress: show a progress bar.
+
+    Returns:
+        `LatentStatistics`.
+
+    Raises:
+        ValueError: when the dictionary has another width than the store.
+    """
+    if dictionary.d != store.d:
+        raise ValueError(f"The dictionary reads width {dictionary.d}, but the store at {store.path} has {store.d}.")
+    labels = np.asarray(store.labels if labels is None else labels)
+    n_classes = len(store.class_names) if n_classes is None else n_classes
+    if labels.size and labels.max() >= n_classes:
+        n_classes = int(labels.max()) + 1
+    result = LatentStatistics(dictionary.n_latents, n_classes, n_top, tau)
+    with torch.no_grad(), tqdm(total=store.n_images, desc="statistics", unit="image", disable=not progress) as bar:
+        for start, x in store.batches(batch_images):
+            z = dictionary.encode(x.to(dictionary.W_dec.device)).cpu()
+            result.update(z, start, labels[start : start + len(x)])
+            bar.update(len(x))
+    return result

@@ -1,0 +1,120 @@
+"""Dictionaries on disk in SAELens' tensor convention, with our extra facts under `metadata.vlsae`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vlsae import __version__
+from vlsae.dictionaries.base import DICTIONARIES, Dictionary
+
+SCHEMA = 1
+ARCHITECTURES = {"relu": "standard", "topk": "topk"}  # families that SAELens can open
+WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+
+
+class CheckpointError(ValueError):
+    """A dictionary folder that is missing, damaged, or of another format."""
+
+
+def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
+    """Write a dictionary as `cfg.json` and `sae_weights.safetensors`; each file is replaced in one step.
+
+    Args:
+        dictionary: any registered family.
+        folder: created if needed.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in dictionary.state_dict().items()}
+    dtype = str(dictionary.W_dec.dtype).removeprefix("torch.")
+    config = {
+        "architecture": ARCHITECTURES.get(dictionary.family, dictionary.family),
+        "d_in": dictionary.d,
+        "d_sae": dictionary.n_latents,
+        "dtype": dtype,
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **({"rescale_acts_by_decoder_norm": False} if dictionary.family == "topk" else {}),
+        **dictionary.settings,
+        "metadata": {
+            "sae_lens_version": "6.0.0",  # the generation of the format; SAELens converts anything older
+            "model_name": dictionary.metadata.get("model"),
+            "hook_name": dictionary.metadata.get("site"),
+            "vlsae": {
+                "schema": SCHEMA,
+                "version": __version__,
+                "family": dictionary.family,
+                "settings": dictionary.settings,
+                **dictionary.metadata,
+            },
+        },
+    }
+    partial = folder / f".partial-{WEIGHTS}"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS)
+    partial = folder / f".partial-{CONFIG}"
+    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / CONFIG)
+    return folder
+
+
+def _read_config(folder: Path) -> dict:
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            raise CheckpointError(f"{folder} is no dictionary: {name} is missing; give a folder written by save().")
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{folder / CONFIG} is damaged: {error}.") from error
+
+
+def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
+    """Read a dictionary that `save` wrote.
+
+    Args:
+        folder: with `cfg.json` and `sae_weights.safetensors`.
+        device: where its weights go.
+
+    Returns:
+        The dictionary, equal bit for bit to what was saved.
+
+    Raises:
+        CheckpointError: for a missing, truncated or foreign folder, naming the field that is wrong.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    facts = config.get("metadata", {}).get("vlsae")
+    if facts is None:
+        raise CheckpointError(f"{folder / CONFIG} has no metadata.vlsae: it was written by another program.")
+    missing = {"schema", "family", "settings"} - set(facts)
+    if missing or not {"d_in", "d_sae"} <= set(config):
+        raise CheckpointError(f"{folder / CONFIG} misses {sorted(missing) or 'd_in or d_sae'}; save it again.")
+    if facts["schema"] != SCHEMA:
+        raise CheckpointError(f"{folder / CONFIG} has schema {facts['schema']}; this version reads {SCHEMA}.")
+    try:
+        dictionary = DICTIONARIES.get(facts["family"])(config["d_in"], config["d_sae"], **facts["settings"])
+    except TypeError as error:
+        raise CheckpointError(f"{folder / CONFIG}: the settings do not fit {facts['family']!r}: {error}.") from error
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged or truncated: {error}.") from error
+    expected = {name: tuple(value.shape) for name, value in dictionary.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        raise CheckpointError(f"{folder / WEIGHTS} holds {found}, expected {expected}.")
+    dictionary.to(next(iter(weights.values())).dtype)
+    dictionary.load_state_dict(weights)
+    dictionary.metadata = {k: v for k, v in facts.items() if k not in ("schema", "version", "family", "settings")}
+    return dictionary.to(torch.device(device))

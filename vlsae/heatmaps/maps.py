@@ -1,0 +1,89 @@
+"""From codes to the patch grid to the pixels of the original image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlsae.backbones.base import Backbone
+from vlsae.backbones.load import load_model
+from vlsae.dictionaries.base import Dictionary
+from vlsae.images.decode import to_rgb
+from vlsae.images.sources import load_images
+
+
+def dictionary_site(dictionary: Dictionary, site: str | None = None) -> str:
+    """The site a dictionary was trained at; raises ValueError where neither it nor the caller knows."""
+    site = site or dictionary.metadata.get("site")
+    if site is None:
+        raise ValueError("This dictionary does not know its site; pass site='vision.-2.resid_post' or the like.")
+    return str(site)
+
+
+@torch.no_grad()
+def latent_grids(
+    model: Backbone, dictionary: Dictionary, images, latents: Sequence[int] | None = None, site: str | None = None
+) -> Tensor:
+    """Activations on the patch grid, float32 `[images, latents, rows, columns]`.
+
+    Args:
+        model: the backbone.
+        dictionary: trained on its patch tokens.
+        images: as for `model.encode_image`.
+        latents: which; all where None.
+        site: where the dictionary reads; its own where None.
+
+    Raises:
+        ValueError: for a latent that does not exist, a site of the text tower, or unequal widths.
+    """
+    latents = range(dictionary.n_latents) if latents is None else latents
+    wrong = [i for i in latents if not 0 <= i < dictionary.n_latents]
+    if wrong:
+        raise ValueError(f"Latent {wrong[0]} does not exist; this dictionary has 0 to {dictionary.n_latents - 1}.")
+    tokens = model.tokens(images, dictionary_site(dictionary, site))
+    if tokens.shape[1] != len(model.token_roles):
+        raise ValueError("Heatmaps need a site of the vision tower with patch tokens.")
+    patches = tokens[:, [i for i, role in enumerate(model.token_roles) if role == "patch"]]
+    z = dictionary.encode(patches.to(dictionary.W_dec.device))[..., list(latents)].float().cpu()
+    return z.transpose(1, 2).unflatten(2, model.patch_grid)
+
+
+def heatmap(
+    model: Backbone | str,
+    dictionary: Dictionary,
+    image,
+    latent: int,
+    *,
+    site: str | None = None,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """Where one latent is active in one image.
+
+    Args:
+        model: a `Backbone` or its name.
+        dictionary: trained on its patch tokens.
+        image: a path, a PIL image, or a scene.
+        latent: its number.
+        site: where the dictionary reads; its own where None.
+        interpolation: "bilinear" or "nearest" (one value a patch).
+
+    Returns:
+        float32 `[height, width]` of the original image; NaN where the model's crop does not look.
+
+    Raises:
+        ValueError: for a latent that does not exist or a dictionary of another width.
+
+    Example:
+        >>> import vlsae
+        >>> from vlsae.dictionaries.topk import TopKDictionary
+        >>> scene = vlsae.world.scenes(1)[0]
+        >>> vlsae.heatmap("tiny", TopKDictionary(192, 8, k=2), scene, 3, site="vision.-2.resid_post").shape
+        (64, 64)
+    """
+    model = load_model(model)
+    picture = to_rgb(image.image) if hasattr(image, "image") else load_images(image)[0].image
+    grid = latent_grids(model, dictionary, [picture], [latent], site)[0, 0].numpy()
+    return model.geometry.to_image(grid, picture.size, interpolation)

@@ -1,0 +1,58 @@
+"""How much of the activations a dictionary keeps, and with how many latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlsae.activations.reader import ActivationStore
+from vlsae.dictionaries.base import Dictionary
+from vlsae.metrics.result import Metric
+
+
+@torch.no_grad()
+def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch: int = 4096) -> dict[str, Metric]:
+    """Explained variance, cosine, L0 and dead share over all tokens of the data.
+
+    `ev_centred = 1 - sum ||x - xhat||^2 / sum ||x - mean||^2`, with the mean over all tokens; `l0` the mean number of
+    positive codes a token; `dead` the share of latents that never fire on these data.
+
+    Args:
+        dictionary: any family.
+        data: a store, or `[N, d]`.
+        batch: tokens at a time.
+
+    Returns:
+        Metrics by name: ev_centred, cosine, l0, dead.
+
+    Example:
+        >>> from vlsae.dictionaries.topk import TopKDictionary
+        >>> scores = reconstruction(TopKDictionary(8, 16, k=16), torch.randn(100, 8))
+        >>> sorted(scores)
+        ['cosine', 'dead', 'ev_centred', 'l0']
+    """
+    if isinstance(data, Tensor):
+        mean = data.flatten(0, -2).double().mean(0)
+        parts = iter(data.flatten(0, -2).split(batch))
+    else:
+        mean = data.mean().double()
+        parts = (x.flatten(0, 1) for _, x in data.batches(max(1, batch // data.n_tokens)))
+    error = spread = cosine = active = 0.0
+    n = 0
+    fired = torch.zeros(dictionary.n_latents, dtype=torch.bool)
+    for x in parts:
+        z = dictionary.encode(x)
+        xhat = dictionary.decode(z)
+        error += (x - xhat).double().square().sum().item()
+        spread += (x.double() - mean).square().sum().item()
+        cosine += torch.nn.functional.cosine_similarity(x, xhat, dim=-1).double().sum().item()
+        active += (z > 0).sum().item()
+        fired |= (z > 0).any(0)
+        n += len(x)
+    return {
+        "ev_centred": Metric("ev_centred", 1 - error / spread, n, "1 - sum ||x - xhat||^2 / sum ||x - mean||^2"),
+        "cosine": Metric("cosine", cosine / n, n, "mean over tokens of cos(x, xhat)"),
+        "l0": Metric("l0", active / n, n, "mean number of positive codes a token", higher_is_better=None),
+        "dead": Metric("dead", 1 - fired.float().mean().item(), n, "share of latents that never fire on these tokens",
+                       higher_is_better=False),  # fmt: skip
+    }

@@ -1,0 +1,272 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vlsae.activations.memory import TensorActivations
+from vlsae.activations.reader import ActivationStore, ReaderState
+from vlsae.dictionaries.base import DICTIONARIES, Dictionary
+from vlsae.dictionaries.checkpoint import save_dictionary
+from vlsae.training.config import PRESETS, TrainConfig
+from vlsae.training.objectives import L1, AuxK, GhostGradients, Reconstruction, Step, explained_variance
+from vlsae.training.start import initial_bias, input_scale, total_variance
+
+START_SAMPLE = 8192
+CHECKPOINT = "checkpoint.pt"
+
+
+class TrainingDiverged(RuntimeError):  # noqa: N818 - the name says it
+    """The loss is no longer a number."""
+
+
+def train(
+    data: ActivationStore | Tensor | str | Path,
+    family: str | None = None,
+    *,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    select=None,
+    progress: bool = True,
+    device: str = "cpu",
+    **options: Any,
+) -> Dictionary:
+    """Train a dictionary on activations; call again with the same arguments to continue after any interruption.
+
+    Args:
+        data: an `ActivationStore`, its folder, or a tensor `[N, d]`.
+        family: "topk", "relu", ... ; overrides the preset's.
+        preset: a named recipe of `vlsae.training.PRESETS` ("patchsae", "topk").
+        out: folder of checkpoints, `train.jsonl` and the finished dictionary; nothing is written where None.
+        select: bool `[n_images, n_tokens]`, the tokens of a store to train on; all where None.
+        progress: show a progress bar.
+        device: "cpu", "cuda", ...
+        **options: fields of `TrainConfig`, such as `n_latents`, `k`, `l1`, `steps`, `lr`, `seed`.
+
+    Returns:
+        The trained `Dictionary`; its metadata names the data, the model, the site and the recipe.
+
+    Raises:
+        ValueError: for unknown options, or a folder with a checkpoint of another recipe.
+        TrainingDiverged: when the loss becomes NaN; the last good checkpoint stays in `out`.
+
+    Example:
+        >>> sae = train(torch.randn(512, 8), "topk", n_latents=16, k=2, steps=5, progress=False)
+        >>> sae.atoms.shape
+        torch.Size([16, 8])
+    """
+    data, config = open_data(data), make_config(family, preset, options)
+    run = _Run(data, config, None if out is None else Path(out), torch.device(device), select)
+    with tqdm(total=config.steps, initial=run.step, desc=f"train {config.family}", disable=not progress) as bar:
+        for x in run.batches():
+            row = run.advance(x)
+            bar.update(1)
+            if row is not None:
+                bar.set_postfix(ev=f"{row['ev']:.3f}", l0=f"{row['l0']:.1f}", dead=f"{row['dead']:.3f}")
+    return run.finish()
+
+
+def open_data(data) -> ActivationStore | TensorActivations:
+    """Activations in any form that `train` takes, as something with `shuffled`."""
+    if isinstance(data, (str, Path)):
+        return ActivationStore(data)
+    return TensorActivations(data) if isinstance(data, Tensor) else data
+
+
+def make_config(family: str | None, preset: str | None, options: dict[str, Any]) -> TrainConfig:
+    """A preset's fields, then the given ones."""
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"Unknown preset {preset!r}; known are {', '.join(PRESETS)}.")
+    unknown = sorted(set(options) - set(TrainConfig.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"Unknown option {unknown[0]!r}; known are {', '.join(TrainConfig.__dataclass_fields__)}.")
+    fields = {**(PRESETS[preset] if preset else {}), **options, **({"family": family} if family else {})}
+    config = TrainConfig(**fields)
+    if config.family == "relu" and config.dead_policy == "auxk" and "dead_policy" not in fields:
+        config = replace(config, dead_policy="ghost")
+    return config
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, constant, linear decay to 0 over the last `decay` of the steps; `step` counts from 0."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    left = (config.steps - step) / max(1.0, config.decay * config.steps)
+    return config.lr * min(warm, left, 1.0)
+
+
+def auxiliary_k(d: int) -> int:
+    """The power of two nearest to d/2."""
+    return max(1, 2 ** round(torch.tensor(d / 2).log2().item()))
+
+
+class _Run:
+    """The state of a run: dictionary, optimiser, dead-latent counters, and where the data stands."""
+
+    def __init__(self, data, config: TrainConfig, out: Path | None, device: torch.device, select):
+        self.data, self.config, self.out, self.device, self.select = data, config, out, device, select
+        extra = {"k": config.k} if config.family == "topk" else {}
+        self.dictionary = DICTIONARIES.get(config.family)(data.d, config.n_latents, seed=config.seed, **extra)
+        self.dictionary.to(device)
+        sample = self._sample()
+        self.scale = input_scale(sample, config.input_scale)
+        with torch.no_grad():
+            self.dictionary.b_dec.copy_(initial_bias(sample * self.scale, config.b_dec_init))
+        self.objectives = self._objectives(total_variance(sample * self.scale))
+        self.optimizer = torch.optim.Adam(self.dictionary.parameters(), lr=config.lr, fused=True)
+        self.silent = torch.zeros(config.n_latents, dtype=torch.long, device=device)
+        self.step, self.reader = 0, ReaderState(seed=config.seed)
+        self.started = time.time()
+        self._resume()
+
+    def _sample(self) -> Tensor:
+        return next(self._pass(ReaderState(seed=self.config.seed), START_SAMPLE))[0]
+
+    def _pass(self, state: ReaderState, batch_size: int) -> Iterator[tuple[Tensor, ReaderState]]:
+        select = {} if self.select is None else {"select": self.select}
+        return self.data.shuffled(batch_size, state, **select)
+
+    def _objectives(self, variance: float) -> list:
+        c = self.config
+        terms: list = [Reconstruction(c.loss_scale, variance)]
+        if c.family == "relu":
+            terms.append(L1(c.l1))
+        if c.dead_policy == "auxk":
+            terms.append(AuxK(c.aux_k or auxiliary_k(self.data.d), c.aux_coefficient))
+        elif c.dead_policy == "ghost":
+            terms.append(GhostGradients())
+        return terms
+
+    def batches(self) -> Iterator[Tensor]:
+        """Batches for the steps that are left, pass after pass, each pass in another order."""
+        while self.step < self.config.steps:
+            empty = True
+            for x, state in self._pass(self.reader, self.config.batch_size):
+                empty, self.reader = False, state
+                yield x.to(self.device) * self.scale
+                if self.step >= self.config.steps:
+                    return
+            if empty and self.reader.position == 0:
+                raise ValueError("The data hold no tokens to train on; check `select`.")
+            self.reader = ReaderState(seed=self.reader.seed + 1)
+
+    def advance(self, x: Tensor) -> dict | None:
+        """One optimiser step; returns a row of the log every `log_every` steps."""
+        config, sae = self.config, self.dictionary
+        pre = sae.pre(x)
+        z = sae.activate(pre)
+        dead = self.silent >= config.dead_after_tokens
+        state = Step(sae, x, pre, z, sae.decode(z), dead)
+        terms = {objective.name: objective(state) for objective in self.objectives}
+        loss = sum(terms.values())
+        if not torch.isfinite(loss):
+            kept = f"the last good checkpoint is in {self.out}" if self.out else "give `out` to keep checkpoints"
+            raise TrainingDiverged(f"The loss is {loss.item()} at step {self.step}; {kept}. Try a smaller lr.")
+        rate = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        _remove_parallel(sae)
+        if config.clip_gradient:
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip_gradient)
+        self.optimizer.step()
+        sae.normalise_atoms()
+        fired = (z > 0).any(0)
+        self.silent = torch.where(fired, 0, self.silent + len(x))
+        self.step += 1
+        row = self._row(state, terms, rate, dead) if self.step % config.log_every == 0 else None
+        if self.out is not None:
+            if row is not None:
+                with open(self.out / "train.jsonl", "a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                self._save_checkpoint()
+        return row
+
+    @torch.no_grad()
+    def _row(self, state: Step, terms: dict[str, Tensor], rate: float, dead: Tensor) -> dict:
+        return {
+            "step": self.step,
+            "tokens": self.step * self.config.batch_size,
+            "lr": rate,
+            **{name: term.item() for name, term in terms.items()},
+            "ev": explained_variance(state.x, state.xhat).item(),
+            "l0": (state.z > 0).sum(-1).float().mean().item(),
+            "dead": dead.float().mean().item(),
+            "seconds": round(time.time() - self.started, 3),
+        }
+
+    def _save_checkpoint(self) -> None:
+        if not all(torch.isfinite(p).all() for p in self.dictionary.parameters()):
+            return  # a checkpoint must be a state from which training can go on; the next loss will stop the run
+        state = {
+            "config": asdict(self.config),
+            "dictionary": self.dictionary.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "silent": self.silent,
+            "step": self.step,
+            "reader": [self.reader.seed, self.reader.rank, self.reader.position],
+        }
+        partial = self.out / f".partial-{CHECKPOINT}"
+        torch.save(state, partial)
+        os.replace(partial, self.out / CHECKPOINT)
+
+    def _resume(self) -> None:
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        log = self.out / "train.jsonl"
+        if not (self.out / CHECKPOINT).exists():
+            log.unlink(missing_ok=True)
+            return
+        state = torch.load(self.out / CHECKPOINT, weights_only=True, map_location=self.device)
+        now = asdict(self.config)
+        changed = [f"{k}: {state['config'].get(k)!r} there, {v!r} now" for k, v in now.items()
+                   if state["config"].get(k) != v]  # fmt: skip
+        if changed:
+            raise ValueError(f"{self.out} holds a run of another recipe ({'; '.join(changed)}); use another folder.")
+        self.dictionary.load_state_dict(state["dictionary"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.silent, self.step = state["silent"], state["step"]
+        self.reader = ReaderState(*state["reader"])
+        if log.exists():
+            rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+            log.write_text("".join(f"{row}\n" for row in rows))
+
+    def finish(self) -> Dictionary:
+        """Fold the input scale, write down where the dictionary comes from, save it."""
+        if self.scale != 1.0:
+            self.dictionary.fold_scale(self.scale)
+        store = self.data if isinstance(self.data, ActivationStore) else None
+        self.dictionary.metadata = {
+            "model": store.config.model if store else None,
+            "weight_hash": store.config.weight_hash if store else None,
+            "site": store.site if store else None,
+            "tokens": store.config.tokens if store else None,
+            "source": store.config.source if store else None,
+            "n_tokens_seen": self.config.steps * self.config.batch_size,
+            "input_scale": self.scale,
+            "recipe": asdict(self.config),
+            "torch": torch.__version__,
+        }
+        self.dictionary.requires_grad_(False)
+        if self.out is not None:
+            save_dictionary(self.dictionary, self.out)
+        return self.dictionary
+
+
+@torch.no_grad()
+def _remove_parallel(sae: Dictionary) -> None:
+    """Take out of the atoms' gradient what would only change their norm."""
+    grad = sae.W_dec.grad
+    grad.sub_((grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec)
