@@ -21,7 +21,9 @@ class TensorActivations:
 
     def __init__(self, x: Tensor):
         if x.ndim not in (2, 3) or x.numel() == 0:
-            raise StoreError(f"Activations have shape {tuple(x.shape)}; give a non-empty [N, d] or [images, tokens, d].")
+            raise StoreError(
+                f"Activations have shape {tuple(x.shape)}; give a non-empty [N, d] or [images, tokens, d]."
+            )
         if not torch.isfinite(x).all():
             raise StoreError("The activations hold NaN or infinite values; check the model or drop those rows.")
         self.x = x.detach().flatten(0, -2).float()

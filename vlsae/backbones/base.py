@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ DEFAULT_TEMPLATES = ("a photo of a {}",)
 ATTENTION_NAMES = ("attn", "self_attn", "attention")
 
 
-class EarlyExit(Exception):  # noqa: N818 - control flow, never seen by users
+class EarlyExit(Exception):
     """Ends a forward pass after the last activation that was asked for."""
 
 
@@ -323,8 +323,6 @@ class Backbone:
         inputs = self.pixels(images) if tower == "vision" else self.tokenize(list(images))
         forward = self.forward_vision if tower == "vision" else self.forward_text
         with self.capture(*sites, stop=True) as found:
-            try:
+            with suppress(EarlyExit):
                 self._pooled(tower, forward(inputs))
-            except EarlyExit:
-                pass
         return dict(found)

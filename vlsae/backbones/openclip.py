@@ -24,7 +24,7 @@ class OpenClipBackbone(Backbone):
     """
 
     def __init__(self, model: nn.Module, tokenizer=None, spec: str = "open_clip", preprocess_cfg: dict | None = None):
-        import open_clip
+        from open_clip.transform import PreprocessCfg, image_transform_v2
 
         self.model = model.eval()
         self.spec = spec
@@ -32,7 +32,7 @@ class OpenClipBackbone(Backbone):
         self.has_text = tokenizer is not None
         self._tokenizer = tokenizer
         cfg = preprocess_cfg or model.visual.preprocess_cfg
-        self._transform = open_clip.image_transform_v2(open_clip.transform.PreprocessCfg(**cfg), is_train=False)
+        self._transform = image_transform_v2(PreprocessCfg(**cfg), is_train=False)
         (height, width), (rows, columns) = _pair(self.visual.image_size), self._grid()
         self.geometry = Geometry(height, width, rows, columns, RESIZE_KINDS[cfg["resize_mode"]])
         self.token_roles = [*self._prefix_roles(), *["patch"] * (rows * columns)]

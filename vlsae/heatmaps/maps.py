@@ -87,3 +87,10 @@ def heatmap(
     picture = to_rgb(image.image) if hasattr(image, "image") else load_images(image)[0].image
     grid = latent_grids(model, dictionary, [picture], [latent], site)[0, 0].numpy()
     return model.geometry.to_image(grid, picture.size, interpolation)
+
+
+@torch.no_grad()
+def strongest_latents(model: Backbone, dictionary: Dictionary, image, n: int = 4, site: str | None = None) -> list[int]:
+    """The `n` latents with the highest activation on any patch of an image, strongest first."""
+    peaks = latent_grids(model, dictionary, [image], site=site)[0].amax((1, 2))
+    return peaks.topk(min(n, len(peaks))).indices.tolist()

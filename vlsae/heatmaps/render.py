@@ -85,7 +85,9 @@ def _thumbnail(image: Image.Image, side: int) -> Image.Image:
     return frame
 
 
-def color_bar(limits: tuple[float, float], width: int, *, cmap: str = "magma", label: str = "activation") -> Image.Image:
+def color_bar(
+    limits: tuple[float, float], width: int, *, cmap: str = "magma", label: str = "activation"
+) -> Image.Image:
     """A labelled scale: the colours with the two values at the ends."""
     ramp = _colors(np.linspace(0, 1, width), 0, 1, cmap)
     bar = Image.new("RGB", (width, 30), "white")

@@ -14,7 +14,10 @@ from PIL import Image
 
 from vlsae.images.decode import UnreadableImage, content_id, open_image, to_rgb
 
-EXTENSIONS = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .ico .avif .jp2".split())
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+    + (".ppm", ".pgm", ".pbm", ".ico", ".avif", ".jp2")
+)
 
 
 @dataclass(frozen=True)

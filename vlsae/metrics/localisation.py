@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
+from torch import Tensor
 
 
 def auroc(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -84,80 +87,83 @@ class Localisation:
 
 
 def best_columns(scores: np.ndarray, owner: np.ndarray, n_concepts: int, signed: bool = False) -> np.ndarray:
-    """Number of the column with the largest AUROC for each concept against other concepts; -1 where absent.
+    """Number of the column with the largest AUROC for each concept against the others, `[n_concepts]`; -1 if absent.
 
     Args:
-        scores: `[patches, columns]`.
-        owner: `[patches]` concept number of the object that covers a patch, -1 for none.
+        scores: `[patches, columns]`, of patches that show an object.
+        owner: `[patches]`, concept number of that object.
         n_concepts: how many there are.
         signed: also consider each column turned round; such columns are numbered `-2 - column`.
     """
-    shown = owner >= 0
-    values, truth = scores[shown], owner[shown]
-    ranks = rankdata(values, axis=0)
+    ranks = rankdata(scores, axis=0).astype(np.float32)
     chosen = np.full(n_concepts, -1)
-    for concept in np.unique(truth):
-        mine = truth == concept
-        n_true, n_false = mine.sum(), (~mine).sum()
+    for concept in np.unique(owner):
+        mine = owner == concept
+        n_true, n_false = int(mine.sum()), int((~mine).sum())
         if n_false == 0:
             continue
-        area = (ranks[mine].sum(0) - n_true * (n_true + 1) / 2) / (n_true * n_false)
+        area = (ranks[mine].sum(0, dtype=np.float64) - n_true * (n_true + 1) / 2) / (n_true * n_false)
         best, worst = int(area.argmax()), int(area.argmin())
         chosen[concept] = -2 - worst if signed and 1 - area[worst] > area[best] else best
     return chosen
 
 
-def take_column(scores: np.ndarray, column: int) -> np.ndarray:
-    """Scores of a column as numbered by `best_columns`."""
-    return -scores[..., -2 - column] if column <= -2 else scores[..., column]
+def _columns_of(view, x: Tensor, columns: np.ndarray, chunk: int = 64) -> np.ndarray:
+    """Scores of the chosen columns only, `[images, patches, len(columns)]`, turned round where the number says so."""
+    at = np.where(columns <= -2, -2 - columns, columns)
+    sign = torch.from_numpy(np.where(columns <= -2, -1.0, 1.0)).float()
+    index = torch.from_numpy(at)
+    return torch.cat([view(part)[..., index] * sign for part in x.split(chunk)]).numpy()
 
 
+@torch.no_grad()
 def localise(
-    choose: tuple[np.ndarray, np.ndarray], score: tuple[np.ndarray, np.ndarray], n_concepts: int, signed: bool = False
+    view: Callable[[Tensor], Tensor], x: Tensor, owner: np.ndarray, n_concepts: int, signed: bool = False
 ) -> Localisation:
-    """Choose the best column for every concept on some images, score it on others.
+    """Choose the best column for every concept on the first half of the images, score it on the second.
 
     Args:
-        choose, score: `(scores [images, patches, columns], owner [images, patches])`; owner is the concept number of
-            the object on a patch, -1 for background.
+        view: maps activations `[..., d]` to columns `[..., columns]`, such as `dictionary.encode`.
+        x: patch activations `[images, patches, d]`.
+        owner: `[images, patches]`, concept number of the object on a patch, -1 for none.
         n_concepts: number of concepts.
         signed: columns may be turned round (for neurons and directions; latents are positive by construction).
 
     Returns:
-        `Localisation` over the concepts present in both halves.
+        `Localisation` over the concepts that are present in both halves.
+
+    Raises:
+        ValueError: when `x` and `owner` do not fit.
     """
-    columns = best_columns(choose[0].reshape(-1, choose[0].shape[-1]), choose[1].ravel(), n_concepts, signed)
-    values, owner = score
-    rows: list[tuple] = []
-    for concept in np.unique(owner[owner >= 0]):
-        if columns[concept] == -1:
-            continue
-        column = take_column(values, columns[concept])
-        mine, shown = owner == concept, owner >= 0
-        area = auroc(column[shown], mine[shown])
-        if np.isnan(area):
-            continue
-        chosen_values = take_column(choose[0], columns[concept])
-        threshold = best_iou(*_within(chosen_values, choose[1], concept))[1]
-        inside, truth = _within(column, owner, concept)
-        union = ((inside >= threshold) | truth).sum()
-        holds = mine.any(1)
-        top = column[holds].argmax(1)
-        rows.append(
-            (
-                int(concept),
-                int(columns[concept]),
-                float(area),
-                float(auroc(column.ravel(), mine.ravel())),
-                average_precision(column[shown], mine[shown]),
-                float(mine[holds][np.arange(len(top)), top].mean()),
-                float(((inside >= threshold) & truth).sum() / max(1, union)),
-                int(mine.sum()),
-            )
-        )
-    return Localisation(*(list(values) for values in zip(*rows, strict=True))) if rows else Localisation(
-        *([] for _ in range(8))
-    )  # fmt: skip
+    if tuple(x.shape[:2]) != owner.shape:
+        raise ValueError(f"x has {tuple(x.shape[:2])} images and patches, owner {owner.shape}; they must be equal.")
+    half = len(x) // 2
+    shown = owner[:half] >= 0
+    chosen = best_columns(view(x[:half][torch.from_numpy(shown)]).numpy(), owner[:half][shown], n_concepts, signed)
+    concepts = [int(c) for c in np.unique(owner[half:][owner[half:] >= 0]) if chosen[c] != -1]
+    values = _columns_of(view, x, chosen[concepts])
+    rows = [
+        (concept, int(chosen[concept]), *_scores(values[:half, :, i], owner[:half], values[half:, :, i], owner[half:], concept))
+        for i, concept in enumerate(concepts)
+    ]  # fmt: skip
+    return Localisation(*([row[i] for row in rows] for i in range(8)))
+
+
+def _scores(choose: np.ndarray, choose_owner: np.ndarray, values: np.ndarray, owner: np.ndarray, concept: int) -> tuple:
+    """AUROC, AUROC against all patches, average precision, pointing, IoU and n of one concept's column."""
+    mine, shown = owner == concept, owner >= 0
+    threshold = best_iou(*_within(choose, choose_owner, concept))[1]
+    inside, truth = _within(values, owner, concept)
+    holds = mine.any(1)
+    top = values[holds].argmax(1)
+    return (
+        float(auroc(values[shown], mine[shown])),
+        float(auroc(values.ravel(), mine.ravel())),
+        average_precision(values[shown], mine[shown]),
+        float(mine[holds][np.arange(len(top)), top].mean()),
+        float(((inside >= threshold) & truth).sum() / max(1, ((inside >= threshold) | truth).sum())),
+        int(mine.sum()),
+    )
 
 
 def _within(column: np.ndarray, owner: np.ndarray, concept: int) -> tuple[np.ndarray, np.ndarray]:

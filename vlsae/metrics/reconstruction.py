@@ -46,13 +46,18 @@ def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch
         error += (x - xhat).double().square().sum().item()
         spread += (x.double() - mean).square().sum().item()
         cosine += torch.nn.functional.cosine_similarity(x, xhat, dim=-1).double().sum().item()
-        active += (z > 0).sum().item()
-        fired |= (z > 0).any(0)
+        active += (z != 0).sum().item()
+        fired |= (z != 0).any(0)
         n += len(x)
     return {
         "ev_centred": Metric("ev_centred", 1 - error / spread, n, "1 - sum ||x - xhat||^2 / sum ||x - mean||^2"),
         "cosine": Metric("cosine", cosine / n, n, "mean over tokens of cos(x, xhat)"),
-        "l0": Metric("l0", active / n, n, "mean number of positive codes a token", higher_is_better=None),
-        "dead": Metric("dead", 1 - fired.float().mean().item(), n, "share of latents that never fire on these tokens",
-                       higher_is_better=False),  # fmt: skip
+        "l0": Metric("l0", active / n, n, "mean number of non-zero codes a token", higher_is_better=None),
+        "dead": Metric(
+            "dead",
+            1 - fired.float().mean().item(),
+            n,
+            "share of latents that never fire on these tokens",
+            higher_is_better=False,
+        ),
     }

@@ -22,7 +22,9 @@ DEFINITIONS = {
 }
 
 
-def splice(dictionary: Dictionary, roles: Sequence[str], replace: Sequence[str], mode: str) -> Callable[[Tensor], Tensor]:
+def splice(
+    dictionary: Dictionary, roles: Sequence[str], replace: Sequence[str], mode: str
+) -> Callable[[Tensor], Tensor]:
     """An edit that puts the dictionary's view in place of the tokens whose role is in `replace`."""
     chosen = torch.tensor([role in replace for role in roles])
 
@@ -51,6 +53,7 @@ def spliced_zero_shot(
     replace: Sequence[str] = ("patch",),
     site: str | None = None,
     batch_size: int = 64,
+    modes: Sequence[str] = tuple(DEFINITIONS),
 ) -> dict[str, Metric]:
     """Zero-shot accuracy: original, with the reconstruction, with reconstruction and error, with zeros.
 
@@ -64,23 +67,27 @@ def spliced_zero_shot(
         replace: roles of the tokens that are replaced; those the dictionary was trained on.
         site: where; the dictionary's own where None.
         batch_size: images a forward pass.
+        modes: which of "original", "spliced", "error_kept" and "zeroed" to measure.
 
     Returns:
-        Metrics `original`, `spliced`, `error_kept` and `zeroed`.
+        A metric a mode.
 
     Raises:
-        ValueError: for unequal numbers of images and labels.
+        ValueError: for unequal numbers of images and labels, or an unknown mode.
     """
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels were given; give one label an image.")
+    unknown = set(modes) - set(DEFINITIONS)
+    if unknown:
+        raise ValueError(f"Unknown mode {sorted(unknown)[0]!r}; use some of {', '.join(DEFINITIONS)}.")
     classes = model.classifier(class_names, templates)
     truth = torch.as_tensor(list(labels))
     edit = partial(splice, dictionary, model.token_roles, replace)
-    right = dict.fromkeys(DEFINITIONS, 0)
+    right = dict.fromkeys(modes, 0)
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
             pixels = model.pixels([images[i] for i in range(start, min(start + batch_size, len(images)))])
-            for mode in DEFINITIONS:
+            for mode in modes:
                 if mode == "original":
                     embedding = model.forward_image(pixels)
                 else:
@@ -89,6 +96,5 @@ def spliced_zero_shot(
                 best = (F.normalize(embedding.float(), dim=-1) @ classes.T).argmax(-1).cpu()
                 right[mode] += int((best == truth[start : start + len(best)]).sum())
     return {
-        mode: Metric(f"zero_shot_{mode}", right[mode] / len(images), len(images), definition)
-        for mode, definition in DEFINITIONS.items()
+        mode: Metric(f"zero_shot_{mode}", right[mode] / len(images), len(images), DEFINITIONS[mode]) for mode in modes
     }

@@ -1,6 +1,13 @@
 """Training a dictionary: one loop, objectives as small objects, dead-latent policies, exact resume."""
 
 from vlsae.training.config import PRESETS, TrainConfig
-from vlsae.training.loop import TrainingDiverged, train
 
 __all__ = ["PRESETS", "TrainConfig", "TrainingDiverged", "train"]
+
+
+def __getattr__(name: str):
+    if name in ("TrainingDiverged", "train"):  # the loop needs torch, the config must not
+        from vlsae.training import loop
+
+        return getattr(loop, name)
+    raise AttributeError(f"module 'vlsae.training' has no attribute {name!r}")

@@ -26,7 +26,7 @@ START_SAMPLE = 8192
 CHECKPOINT = "checkpoint.pt"
 
 
-class TrainingDiverged(RuntimeError):  # noqa: N818 - the name says it
+class TrainingDiverged(RuntimeError):
     """The loss is no longer a number."""
 
 

@@ -43,8 +43,8 @@ def curriculum(seen: int) -> SceneOptions:
 
 
 def tokens_kept(seen: int, total: int, rng: random.Random) -> int:
-    """How many of the 64 patches a step looks at: those with objects first, all of them in the last third."""
-    if seen >= 0.7 * total:
+    """How many of the 64 patches a step looks at: those with objects first, all of them in the last fifth."""
+    if seen >= 0.8 * total:
         return 64
     return 32 if seen < SHAPES_FIRST else rng.choices((40, 48, 64), (0.45, 0.35, 0.2))[0]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -90,7 +90,7 @@ def style_held_out() -> frozenset[str]:
     return frozenset(both[4::9])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(name: str, px: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_glyph_tables()[name][1], px)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from vlsae.world.icons import FONTS, UNITS, icons, style_held_out
 
@@ -151,7 +151,7 @@ def spurious_background(name: str) -> str:
     return BACKGROUND_COLORS[(3 * _object_index()[name]) % len(BACKGROUND_COLORS)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _colors(name: str, background: str, combinations: str) -> tuple[str, ...]:
     return tuple(
         c

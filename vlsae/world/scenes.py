@@ -12,8 +12,16 @@ from PIL import Image
 
 from vlsae.world.captions import caption, labels, random_caption
 from vlsae.world.icons import UNITS
-from vlsae.world.layout import BACKGROUND_COLORS, OBJECT_COLORS, SIZES, TEXTURES, Layout, SceneObject
-from vlsae.world.layout import SceneOptions, sample_layout
+from vlsae.world.layout import (
+    BACKGROUND_COLORS,
+    OBJECT_COLORS,
+    SIZES,
+    TEXTURES,
+    Layout,
+    SceneObject,
+    SceneOptions,
+    sample_layout,
+)
 from vlsae.world.render import render
 
 

@@ -1,0 +1,205 @@
+"""The command line: one sub-command a job, each a thin call of one public function."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+RUN = Path("runs/run")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from vlsae import __version__
+
+    parser = argparse.ArgumentParser(prog="vlsae", description="See, compare and edit the concepts inside CLIP models.")
+    parser.add_argument("--version", action="version", version=f"vlsae {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, out: Path) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.add_argument("--out", type=Path, default=out, help="where results go")
+        command.add_argument("--seed", type=int, default=0, help="of everything random")
+        command.add_argument("--json", action="store_true", help="print the result as JSON, without progress bars")
+        command.add_argument("--threads", type=int, default=0, help="processor threads; 0: let torch choose")
+        return command
+
+    demo = add("demo", "Run everything on the embedded model and scenes, and write a report.", Path("runs/demo"))
+    demo.add_argument("--scenes", type=int, default=3000, help="scenes to train on")
+
+    extract = add("extract", "Write a model's patch tokens of your images to disk.", RUN / "activations")
+    extract.add_argument("images", help="a picture, a folder, a .csv with a column 'path', or a .txt list")
+    extract.add_argument("--model", default="tiny", help="tiny, open_clip:ARCH/TAG, hf:ID, or a folder")
+    extract.add_argument("--site", nargs="+", default=["vision.-2.resid_post"], help="TOWER.BLOCK.STREAM")
+    extract.add_argument("--tokens", default="patches", choices=["patches", "cls", "patches+cls", "all", "random_k"])
+    extract.add_argument("--random-k", type=int, default=0, help="tokens an image with --tokens random_k")
+    extract.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
+    extract.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
+    extract.add_argument("--shard-images", type=int, default=512, help="images a shard of the store")
+    extract.add_argument("--strict", action="store_true", help="fail at the first unreadable image")
+    extract.add_argument("--device", default="cpu")
+
+    train = add("train", "Train a dictionary on extracted activations.", RUN / "dictionary")
+    train.add_argument("--data", type=Path, default=RUN / "activations", help="the store")
+    _training_options(train)
+
+    stats = add("stats", "Take the statistics of every latent in one pass.", RUN / "statistics")
+    stats.add_argument("--data", type=Path, default=RUN / "activations", help="the store")
+    stats.add_argument("--dictionary", type=Path, default=RUN / "dictionary")
+    stats.add_argument("--top", type=int, default=16, help="reference images a latent")
+
+    heatmap = add("heatmap", "Draw where a latent is active in a picture.", Path("heatmap.png"))
+    heatmap.add_argument("image", help="a picture file")
+    heatmap.add_argument("--dictionary", type=Path, default=RUN / "dictionary")
+    heatmap.add_argument("--model", default=None, help="the dictionary's own where not given")
+    heatmap.add_argument("--latent", type=int, nargs="*", default=None, help="the strongest 4 where not given")
+    heatmap.add_argument("--style", default="overlay", choices=["overlay", "contour"])
+
+    report = add("report", "Write the report of a run as one HTML file.", RUN / "report.html")
+    report.add_argument("--data", type=Path, default=RUN / "activations", help="the store")
+    report.add_argument("--dictionary", type=Path, default=RUN / "dictionary")
+    report.add_argument("--statistics", type=Path, default=RUN / "statistics")
+    report.add_argument("--words", type=Path, default=None, help="a text file with one candidate name a line")
+    return parser
+
+
+def _training_options(train: argparse.ArgumentParser) -> None:
+    """Every field of TrainConfig as an option; those not given come from the preset or the defaults."""
+    from vlsae.training.config import PRESETS, TrainConfig
+
+    train.add_argument("--preset", default=None, choices=sorted(PRESETS), help="a published recipe")
+    train.add_argument("--device", default="cpu")
+    for name, field in TrainConfig.__dataclass_fields__.items():
+        if name == "seed":
+            continue
+        kind = {"str": str, "int": int, "float": float}[str(field.type)]
+        option = f"--{name.replace('_', '-')}"
+        train.add_argument(option, type=kind, default=argparse.SUPPRESS, help=f"default {field.default}")
+
+
+def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.demo import run_demo
+
+    result = run_demo(options.out, seed=options.seed, n_train=options.scenes, progress=not options.json)
+    if not options.json:
+        for name, metric in result.metrics.items():
+            beside = ", ".join(f"{k} {v:.3f}" for k, v in metric.baselines.items())
+            print(f"{metric.value:9.4f}  {name}" + (f"  ({beside})" if beside else ""))
+        print(
+            f"{sum(result.seconds.values()):.0f} s in all: "
+            + ", ".join(f"{k} {v:.0f}" for k, v in result.seconds.items())
+        )
+    return {"report": str(options.out / "report.html"), "metrics": str(options.out / "metrics.json")}
+
+
+def _extract(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.activations.writer import extract
+    from vlsae.backbones.load import load_model
+
+    store = extract(
+        load_model(options.model, options.device), options.images, options.site, options.out, tokens=options.tokens,
+        random_k=options.random_k, dtype=options.dtype, batch_size=options.batch_size,
+        shard_images=options.shard_images, seed=options.seed, strict=options.strict, progress=not options.json,
+    )  # fmt: skip
+    facts = {"n_images": store.n_images, "n_tokens": store.n_tokens, "d": store.d}
+    return {"store": str(options.out), **facts, "n_skipped": store.manifest["n_skipped"]}
+
+
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.training.config import TrainConfig
+    from vlsae.training.loop import train
+
+    given = {k: v for k, v in vars(options).items() if k in TrainConfig.__dataclass_fields__}
+    dictionary = train(
+        options.data, preset=options.preset, out=options.out, device=options.device, progress=not options.json, **given
+    )
+    last = [json.loads(line) for line in (options.out / "train.jsonl").read_text().splitlines()][-1:]
+    facts = {k: row[k] for row in last for k in ("step", "ev", "l0", "dead")}
+    return {"dictionary": str(options.out), "n_latents": dictionary.n_latents, **facts}
+
+
+def _stats(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.activations.reader import ActivationStore
+    from vlsae.concepts.statistics import latent_statistics
+    from vlsae.dictionaries.checkpoint import load_dictionary
+
+    dictionary, store = load_dictionary(options.dictionary), ActivationStore(options.data)
+    statistics = latent_statistics(dictionary, store, n_top=options.top, progress=not options.json)
+    statistics.save(options.out)
+    return {"statistics": str(options.out), "alive": int(statistics.alive.sum()), "n_latents": dictionary.n_latents}
+
+
+def _heatmap(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.backbones.load import load_model
+    from vlsae.dictionaries.checkpoint import load_dictionary
+    from vlsae.heatmaps.maps import latent_grids, strongest_latents
+    from vlsae.heatmaps.render import contour, overlay, reference_grid
+    from vlsae.images.decode import open_image
+
+    dictionary = load_dictionary(options.dictionary)
+    model = load_model(options.model or dictionary.metadata.get("model") or "tiny")
+    image = open_image(options.image)
+    latents = options.latent or strongest_latents(model, dictionary, image, 4)
+    grids = latent_grids(model, dictionary, [image], latents)[0].numpy()
+    maps = [model.geometry.to_image(grid, image.size) for grid in grids]
+    if len(latents) == 1:
+        picture = (overlay if options.style == "overlay" else contour)(image, maps[0])
+    else:
+        label = "activation of latents " + ", ".join(f"#{i}" for i in latents)
+        picture = reference_grid([image] * len(latents), maps, side=224, label=label)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(options.out)
+    return {"picture": str(options.out), "latents": list(latents), "maximum": [float(grid.max()) for grid in grids]}
+
+
+def _report(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.activations.reader import ActivationStore
+    from vlsae.concepts.statistics import LatentStatistics
+    from vlsae.dictionaries.checkpoint import load_dictionary
+    from vlsae.report.run import write_report
+
+    words = options.words.read_text(encoding="utf-8").split("\n") if options.words else []
+    path = write_report(
+        ActivationStore(options.data), load_dictionary(options.dictionary), LatentStatistics.load(options.statistics),
+        options.out, vocabulary=[w.strip() for w in words if w.strip()],
+    )  # fmt: skip
+    return {"report": str(path)}
+
+
+COMMANDS = {"demo": _demo, "extract": _extract, "train": _train, "stats": _stats, "heatmap": _heatmap,
+            "report": _report}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns 0, or 2 after one sentence about what was wrong."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for noisy in ("open_clip", "huggingface_hub", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    try:
+        result = COMMANDS[options.command](options)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"vlsae {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vlsae {options.command}: interrupted; run the same command again to continue.", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

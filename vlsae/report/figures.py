@@ -1,0 +1,98 @@
+"""The plots of the report."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from vlsae.concepts.statistics import LatentStatistics
+from vlsae.metrics.localisation import Localisation
+
+# Okabe and Ito's colours: told apart with any colour vision; line styles repeat the difference
+METHODS = {
+    "sae": ("Patch-SAE latents", "#0072B2", "-"),
+    "neurons": ("raw neurons", "#D55E00", "--"),
+    "pca": ("PCA", "#009E73", "-."),
+    "random": ("random directions", "#7f7f7f", ":"),
+}
+
+
+def _new(width: float, height: float) -> Figure:
+    fig = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig
+
+
+def _png(fig: Figure) -> bytes:
+    buffer = BytesIO()
+    fig.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _clean(ax) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="#e6eaee", linewidth=0.7)
+    ax.set_axisbelow(True)
+
+
+def latent_scatter(statistics: LatentStatistics, marked: dict[int, str] | None = None) -> bytes:
+    """Frequency, mean activation, label entropy and label spread of every living latent, as PNG.
+
+    Args:
+        statistics: with class sums for entropy and spread; without classes all points are grey.
+        marked: latents to label with a word.
+    """
+    fig = _new(8.4, 5.2)
+    ax = fig.subplots()
+    alive = np.flatnonzero(statistics.alive)
+    x, y = statistics.image_density[alive], statistics.mean_activation[alive]
+    if statistics.n_classes > 1:
+        entropy, spread = statistics.label_entropy()[alive], statistics.label_std()[alive]
+        order = np.argsort(-entropy)
+        size = 8 + 90 * spread / max(np.nanmax(spread), 1e-12)
+        points = ax.scatter(x[order], y[order], c=entropy[order], s=size[order], cmap="cividis", linewidths=0.3,
+                            edgecolors="white", vmin=0, vmax=np.log(statistics.n_classes))  # fmt: skip
+        bar = fig.colorbar(points, ax=ax, pad=0.01)
+        bar.set_label(f"label entropy (nats; 0: one class, {np.log(statistics.n_classes):.1f}: all alike)")
+        ax.text(
+            0.99, 0.02, "larger dots: larger label std", transform=ax.transAxes, ha="right", fontsize=9, color="#57606a"
+        )
+    else:
+        ax.scatter(x, y, s=14, color="#0072B2", alpha=0.6, linewidths=0)
+    for latent, word in (marked or {}).items():
+        at = (statistics.image_density[latent], statistics.mean_activation[latent])
+        ax.annotate(word, at, xytext=(5, 5), textcoords="offset points", fontsize=9,
+                    bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75})  # fmt: skip
+    ax.set(
+        xscale="log", yscale="log", xlabel="activated frequency (share of images)", ylabel="mean positive activation"
+    )
+    ax.set_title(f"{len(alive):,} living latents of {statistics.n_latents:,}; {statistics.n_images:,} images",
+                 loc="left", fontsize=11)  # fmt: skip
+    _clean(ax)
+    return _png(fig)
+
+
+def localisation_curves(found: dict[str, Localisation]) -> bytes:
+    """AUROC of every object's best column, sorted, one line a method, as PNG."""
+    fig = _new(8.4, 4.4)
+    ax = fig.subplots()
+    for key, result in found.items():
+        label, color, style = METHODS[key]
+        values = np.sort(result.auroc)[::-1]
+        share = (np.arange(len(values)) + 0.5) / max(1, len(values))
+        text = f"{label}: median {result.median:.3f}, {result.share_above():.0%} ≥ .95"
+        ax.plot(share, values, style, color=color, linewidth=2.2, label=text)
+    ax.axhline(0.95, color="#1b1f24", linewidth=0.8)
+    ax.text(0.004, 0.953, ".95", fontsize=9)
+    ax.set(xlim=(0, 1), ylim=(min(0.6, *(min(r.auroc, default=1) for r in found.values())), 1.005),
+           xlabel="share of objects, best localised first", ylabel="AUROC against other objects' patches")  # fmt: skip
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    n = len(next(iter(found.values())).concepts)
+    ax.set_title(f"{n} objects; column chosen on one half of the scenes, scored on the other", loc="left", fontsize=11)
+    ax.legend(frameon=False, loc="lower left")
+    _clean(ax)
+    return _png(fig)
