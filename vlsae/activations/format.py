@@ -44,8 +44,6 @@ class StoreConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise StoreError(f"dtype={self.dtype!r} cannot be stored; use one of {', '.join(DTYPES)}.")
-        if self.tokens not in TOKEN_POLICIES:
-            raise StoreError(f"tokens={self.tokens!r} is unknown; use one of {', '.join(TOKEN_POLICIES)}.")
 
 
 def select_roles(policy: str, roles: list[str]) -> list[int]:

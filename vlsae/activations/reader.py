@@ -119,7 +119,7 @@ class ActivationStore:
         return maps
 
     def _tensor(self, raw: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(raw))
+        tensor = torch.from_numpy(np.array(raw))
         if self.config.dtype == "bfloat16":
             tensor = tensor.view(torch.bfloat16)
         return tensor.float()

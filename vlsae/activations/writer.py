@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from vlsae.activations.format import (
     NORM_EDGES,
+    TOKEN_POLICIES,
     StoreConfig,
     StoreError,
     complete_shards,
@@ -110,6 +111,8 @@ def _plan(model, source, sites, tokens, random_k, dtype, batch_size, shard_image
     roles = ["cls"] if sites[0].stream == "pooled" else list(model.token_roles)
     if sites[0].stream == "pooled":
         tokens = "cls"
+    if tokens not in TOKEN_POLICIES:
+        raise StoreError(f"tokens={tokens!r} is unknown; use one of {', '.join(TOKEN_POLICIES)}.")
     kept = select_roles(tokens, roles)
     if tokens == "random_k" and not 1 <= random_k <= len(kept):
         raise StoreError(f"random_k={random_k} must lie between 1 and the {len(kept)} tokens of this model.")

@@ -322,7 +322,6 @@ class Backbone:
         self._require(tower := towers.pop())
         inputs = self.pixels(images) if tower == "vision" else self.tokenize(list(images))
         forward = self.forward_vision if tower == "vision" else self.forward_text
-        with self.capture(*sites, stop=True) as found:
-            with suppress(EarlyExit):
-                self._pooled(tower, forward(inputs))
+        with self.capture(*sites, stop=True) as found, suppress(EarlyExit):
+            self._pooled(tower, forward(inputs))
         return dict(found)

@@ -76,7 +76,7 @@ class HuggingFaceBackbone(Backbone):
     @property
     def logit_scale(self) -> float:
         scale = getattr(self.model, "logit_scale", None)
-        return super().logit_scale if scale is None else float(scale.exp())
+        return super().logit_scale if scale is None else float(scale.detach().exp())
 
 
 def _geometry(processor: Any, patch_size: int) -> Geometry:

@@ -79,7 +79,7 @@ class OpenClipBackbone(Backbone):
 
     @property
     def logit_scale(self) -> float:
-        return float(self.model.logit_scale.exp())
+        return float(self.model.logit_scale.detach().exp())
 
     def sequence_first(self, tower: str) -> bool:
         module = self.tower(tower)

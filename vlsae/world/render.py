@@ -42,7 +42,8 @@ def _background(layout: Layout, resolution: int) -> np.ndarray:
     return image
 
 
-def _place(obj: SceneObject, resolution: int) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+def place(obj: SceneObject, resolution: int) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    """Rows and columns of an object's square in the image, and its ink and halo coverage."""
     scale = resolution / UNITS
     side = max(4, round(obj.extent * scale))
     x = min(round(obj.x * scale), resolution - side)
@@ -85,7 +86,7 @@ def render(layout: Layout, resolution: int = UNITS) -> tuple[np.ndarray, np.ndar
     image = _background(layout, resolution)
     masks = np.zeros((len(layout.objects), resolution, resolution), bool)
     for i, obj in enumerate(layout.objects):
-        rows, columns, ink, halo = _place(obj, resolution)
+        rows, columns, ink, halo = place(obj, resolution)
         patch = image[rows, columns]
         patch += (255 - patch) * halo
         patch += (_rgb(obj.color, obj.jitter) - patch) * ink

@@ -95,3 +95,79 @@ def save(state_dict: dict, folder: Path = FOLDER) -> Path:
         + "\n"
     )
     return folder
+
+
+def to_transformers(model):
+    """The same CLIP as a `transformers.CLIPModel`, outputs equal up to rounding.
+
+    Args:
+        model: an open_clip CLIP with native ViT and text transformer.
+
+    Returns:
+        `transformers.CLIPModel` in evaluation mode; save it with `save_pretrained`.
+    """
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    cfg = config()["model_cfg"]
+    vision, text = cfg["vision_cfg"], cfg["text_cfg"]
+    end = text["vocab_size"] - 1
+    shared = {"hidden_act": "gelu", "projection_dim": cfg["embed_dim"]}
+    hf = CLIPModel(
+        CLIPConfig(
+            projection_dim=cfg["embed_dim"],
+            vision_config={
+                "hidden_size": vision["width"],
+                "intermediate_size": 4 * vision["width"],
+                "num_hidden_layers": vision["layers"],
+                "num_attention_heads": vision["width"] // vision["head_width"],
+                "image_size": vision["image_size"],
+                "patch_size": vision["patch_size"],
+                **shared,
+            },
+            text_config={
+                "hidden_size": text["width"],
+                "intermediate_size": 4 * text["width"],
+                "num_hidden_layers": text["layers"],
+                "num_attention_heads": text["heads"],
+                "vocab_size": text["vocab_size"],
+                "max_position_embeddings": text["context_length"],
+                "pad_token_id": 0,
+                "bos_token_id": SPECIAL.index("<|startoftext|>"),
+                "eos_token_id": end,
+                **shared,
+            },
+        )
+    )
+    source, target = model.state_dict(), {}
+
+    def blocks(ours: str, theirs: str, n: int) -> None:
+        for i in range(n):
+            a, b = f"{ours}.resblocks.{i}", f"{theirs}.encoder.layers.{i}"
+            for kind in ("weight", "bias"):
+                parts = source[f"{a}.attn.in_proj_{kind}"].chunk(3)
+                for name, part in zip("qkv", parts, strict=True):
+                    target[f"{b}.self_attn.{name}_proj.{kind}"] = part
+                for x, y in (("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
+                             ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")):  # fmt: skip
+                    target[f"{b}.{y}.{kind}"] = source[f"{a}.{x}.{kind}"]
+
+    blocks("visual.transformer", "vision_model", vision["layers"])
+    blocks("transformer", "text_model", text["layers"])
+    for kind in ("weight", "bias"):
+        target[f"vision_model.pre_layrnorm.{kind}"] = source[f"visual.ln_pre.{kind}"]
+        target[f"vision_model.post_layernorm.{kind}"] = source[f"visual.ln_post.{kind}"]
+        target[f"text_model.final_layer_norm.{kind}"] = source[f"ln_final.{kind}"]
+    target["vision_model.embeddings.class_embedding"] = source["visual.class_embedding"]
+    target["vision_model.embeddings.patch_embedding.weight"] = source["visual.conv1.weight"]
+    target["vision_model.embeddings.position_embedding.weight"] = source["visual.positional_embedding"]
+    target["text_model.embeddings.token_embedding.weight"] = source["token_embedding.weight"]
+    target["text_model.embeddings.position_embedding.weight"] = source["positional_embedding"]
+    target["visual_projection.weight"] = source["visual.proj"].T.contiguous()
+    target["text_projection.weight"] = source["text_projection"].T.contiguous()
+    target["logit_scale"] = source["logit_scale"]
+    missing, unexpected = hf.load_state_dict({k: v.to(torch.float32) for k, v in target.items()}, strict=False)
+    left = [name for name in missing if "position_ids" not in name]
+    if left or unexpected:
+        raise ValueError(f"The conversion left {left} unset and {unexpected} unused; transformers changed its CLIP.")
+    return hf.eval()

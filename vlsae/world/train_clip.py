@@ -52,13 +52,23 @@ def _save(path: Path, state: dict) -> None:
     os.replace(partial, path)
 
 
-def train(out: Path, images: int, seed: int = 0, save_every: int = 200) -> Path:
+def train(out: Path, images: int, seed: int = 0, save_every: int = 200, schedule_images: int = 0,
+          batch_size: int = BATCH) -> Path:  # fmt: skip
     """Train until `images` scenes were seen; continues from `out/state.pt` where there is one.
+
+    Args:
+        out: folder of the state, the log and the model.
+        images: scenes to see in all.
+        seed: of weights and scenes.
+        save_every: steps between saved states.
+        batch_size: scenes a step.
+        schedule_images: length of the learning-rate schedule and the curriculum; `images` where 0.
 
     Returns:
         The folder with the averaged weights, which open_clip opens.
     """
     out.mkdir(parents=True, exist_ok=True)
+    total = schedule_images or images
     model, heads = tiny_clip.build(seed), Heads()
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = _optimizers(model, heads)
@@ -80,8 +90,8 @@ def train(out: Path, images: int, seed: int = 0, save_every: int = 200) -> Path:
     started, first = time.time(), seen
     with open(out / "log.jsonl", "a") as log:
         while seen < images:
-            batch = make_batch(seed, step, seen, images, BATCH)
-            rate = learning_rate(seen, images, step)
+            batch = make_batch(seed, step, seen, total, batch_size)
+            rate = learning_rate(seen, total, step)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -92,7 +102,7 @@ def train(out: Path, images: int, seed: int = 0, save_every: int = 200) -> Path:
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            step, seen = step + 1, seen + BATCH
+            step, seen = step + 1, seen + batch_size
             decay = min(EMA, (1 + step) / (10 + step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

@@ -1,0 +1,84 @@
+"""The page: self-contained, complete, and shown by a browser without a fault."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlsae.concepts.statistics import latent_statistics
+from vlsae.report import write_report
+from vlsae.report.figures import latent_scatter, localisation_curves
+from vlsae.report.page import cell, table, write_page
+from vlsae.training import train
+from vlsae.world import concepts, scenes
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+
+
+@pytest.fixture(scope="module")
+def page(tiny, store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    sae = train(store, "topk", n_latents=64, k=6, steps=60, batch_size=256, progress=False)
+    statistics = latent_statistics(sae, store, labels=np.arange(24) % 3, n_classes=3, progress=False)
+    from vlsae.images import load_images
+
+    return write_report(
+        store, sae, statistics, folder / "report.html", model=tiny, images=load_images(scenes(24, seed=5)),
+        vocabulary=concepts()["object"], n_cards=6,
+    )  # fmt: skip
+
+
+def test_self_contained(page):
+    """Nothing is fetched: every source is inside the file."""
+    html = page.read_text(encoding="utf-8")
+    assert re.findall(r'src="(?!data:)', html) == []
+    assert "<script" not in html
+    assert "http://" not in html
+    assert "https://" not in html
+    assert html.count("<article") == 6
+    assert "of the variance is explained" in html
+
+
+def test_wrong_statistics_are_refused(tiny, store, tmp_path):
+    sae = train(store, "topk", n_latents=16, k=2, steps=2, batch_size=64, progress=False)
+    other = train(store, "topk", n_latents=8, k=2, steps=2, batch_size=64, progress=False)
+    statistics = latent_statistics(sae, store, progress=False)
+    with pytest.raises(ValueError, match="statistics are of 16 latents on 24 images; the dictionary has 8"):
+        write_report(store, other, statistics, tmp_path / "r.html", model=tiny)
+
+
+def test_text_is_escaped(tmp_path):
+    path = write_page(tmp_path / "p.html", "<b>", table(["<i>"], [["x"]]))
+    assert "<title>&lt;b&gt;</title>" in path.read_text()
+    assert "<th>&lt;i&gt;</th>" in path.read_text()
+    assert cell(None) == "–"
+
+
+def test_figures_are_pictures(store):
+    sae = train(store, "topk", n_latents=32, k=2, steps=5, batch_size=64, progress=False)
+    statistics = latent_statistics(sae, store, progress=False)
+    assert latent_scatter(statistics)[:4] == b"\x89PNG"
+    from vlsae.metrics.localisation import Localisation
+
+    some = Localisation([0, 1], [3, 4], [0.9, 0.99], [0.9, 0.9], [0.5, 0.5], [1.0, 1.0], [0.5, 0.5], [9, 9])
+    assert localisation_curves({"sae": some, "pca": some})[:4] == b"\x89PNG"
+
+
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium here; apt-get install chromium")
+def test_a_browser_shows_it(page):
+    """Rendered by Chromium: every picture decodes, nothing sticks out to the right, no request leaves the file."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        for width in (1280, 420):
+            tab = browser.new_page(viewport={"width": width, "height": 900})
+            requests = []
+            tab.on("request", lambda r, requests=requests: requests.append(r.url))
+            tab.goto(page.as_uri())
+            assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+            assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            assert [r for r in requests if not r.startswith(("file:", "data:"))] == []
+        browser.close()
