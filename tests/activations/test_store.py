@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 
 import vlsae
-from vlsae.activations import ActivationStore, ReaderState, StoreConfig, StoreError, extract
+from vlsae.activations import ActivationStore, ReaderState, StoreConfig, StoreError, extract, writer
 from vlsae.activations import format as store_format
-from vlsae.activations import writer
 from vlsae.images import UnreadableImage
 from vlsae.world import scenes
 
@@ -168,6 +167,8 @@ def test_other_arguments_do_not_continue_a_store(tiny, tmp_path):
     extract(tiny, scenes(2), out=tmp_path, progress=False)
     with pytest.raises(StoreError, match="begun with other arguments .dtype: 'float16' there, 'float32' now"):
         extract(tiny, scenes(2), out=tmp_path, dtype="float32", progress=False)
+    with pytest.raises(StoreError, match="begun with other images .number 0 differs"):
+        extract(tiny, scenes(2, seed=9), out=tmp_path, progress=False)
 
 
 def test_nothing_infinite_is_stored(tiny, tmp_path):

@@ -59,7 +59,7 @@ def test_localise_finds_planted_columns():
     assert found.columns[:2] == [5, -2 - 2]
     assert found.auroc[:2] == [1.0, 1.0]
     assert found.pointing[:2] == [1.0, 1.0]
-    assert min(found.iou[:2]) > 0.98
+    assert min(found.iou[:2]) > 0.9  # the other half's best threshold cuts off a few of 20 +- 1
     assert found.auroc[2] < 0.65
     assert found.share_above(0.95) == pytest.approx(2 / 3)
     unsigned = localise(lambda v: v, x, owner, 4)

@@ -91,6 +91,7 @@ def extract(
     config = _plan(model, source, sites, tokens, random_k, dtype, batch_size, shard_images, seed)
     _open(root, config)
     done = complete_shards(root)
+    _same_images(root, done, source)
     start = done[-1]["next"] if done else 0
     bar = tqdm(total=len(source), initial=start, desc="extract", unit="image", disable=not progress)
     with bar:
@@ -148,6 +149,15 @@ def _open(root: Path, config: StoreConfig) -> None:
         write_json(root / "config.json", config_dict(config))
     for leftover in [*root.glob(".partial*"), *(root / "shards").glob(".partial*")]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _same_images(root: Path, shards: list[dict], source: ImageSource) -> None:
+    """A store is continued, or found finished, only with the images it was begun with; the first stored one tells."""
+    first = next((s for s in shards if s["ids"]), None)
+    if first is not None and source[first["indices"][0]].id != first["ids"][0]:
+        raise StoreError(
+            f"{root} was begun with other images (number {first['indices'][0]} differs); use another folder."
+        )
 
 
 def _read_samples(source: ImageSource, start: int, wanted: int, strict: bool, bar) -> tuple[list, list, int]:
