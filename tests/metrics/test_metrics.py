@@ -60,7 +60,7 @@ def test_localise_finds_planted_columns():
     assert found.auroc[:2] == [1.0, 1.0]
     assert found.pointing[:2] == [1.0, 1.0]
     assert min(found.iou[:2]) > 0.9  # the other half's best threshold cuts off a few of 20 +- 1
-    assert found.auroc[2] < 0.65
+    assert found.auroc[2] < 0.8  # .75: low in column 5, which half of the other objects' patches are high in
     assert found.share_above(0.95) == pytest.approx(2 / 3)
     unsigned = localise(lambda v: v, x, owner, 4)
     assert unsigned.columns[0] == 5

@@ -93,9 +93,9 @@ def _by_auroc(result: DemoResult) -> list[tuple[float, int, int]]:
     return sorted(zip(sae.auroc, sae.concepts, sae.columns, strict=True), reverse=True)
 
 
-def _gallery(result: DemoResult, chosen: list[tuple[float, int, int]]) -> str:
+def _gallery(result: DemoResult, chosen: list[tuple[float, int, int]], verb: str = "finds") -> str:
     words = concepts()["object"]
-    badges = {latent: f"finds “{words[c]}”, AUROC {area:.3f}" for area, c, latent in chosen}
+    badges = {latent: f"{verb} “{words[c]}”, AUROC {area:.3f}" for area, c, latent in chosen}
     return latent_cards(
         result.model, result.dictionary, result.statistics, [latent for _, _, latent in chosen],
         lambda i: result.test[i].image, result.names, badges,
@@ -131,7 +131,8 @@ def _localisation(result: DemoResult) -> str:
 
 
 def _statistics(result: DemoResult) -> str:
-    top = {latent: words for _, c, latent in _by_auroc(result)[:6] for words in [concepts()["object"][c]]}
+    words = concepts()["object"]
+    top = {latent: words[c] for _, c, latent in _by_auroc(result)[:20]}
     return section(
         "Four statistics of every latent",
         paragraph(
@@ -141,7 +142,7 @@ def _statistics(result: DemoResult) -> str:
         ),
         figure(
             latent_scatter(result.labelled, top),
-            "The six latents with the highest AUROC carry their object's word.",
+            "Some of the latents with the highest AUROC carry their object's word.",
             "scatter of activated frequency and mean activation, coloured by label entropy, sized by label std",
         ),
     )
@@ -154,8 +155,8 @@ def _all_scores(result: DemoResult) -> str:
         rows.append(
             [f"{LABELS[name]}<small>{metric.definition}</small>", f"{metric.n:,}", *(cell(value) for value in values)]
         )
-        known = [(v if metric.higher_is_better else -v, i) for i, v in enumerate(values) if v is not None]
-        best.append(max(known)[1] + 2 if metric.higher_is_better is not None and len(known) > 1 else None)
+        known = [(v if metric.higher_is_better else -v, -i) for i, v in enumerate(values) if v is not None]
+        best.append(2 - max(known)[1] if metric.higher_is_better is not None and len(known) > 1 else None)
     head = ["score", "n", "Patch-SAE", "neurons", "PCA", "random", "shuffled", "chance"]
     return section("All scores, with their baselines", table(head, rows, best))
 
@@ -165,7 +166,7 @@ def _worst(result: DemoResult) -> str:
     return section(
         "Where it fails",
         paragraph("The objects that no latent finds well, and the best latent there is for each."),
-        _gallery(result, worst),
+        _gallery(result, worst, "best for"),
     )
 
 

@@ -21,6 +21,9 @@ METHODS = {
 }
 
 
+LABEL_DISTANCE = (0.7, 0.12)  # natural logarithms of frequency and activation
+
+
 def _new(width: float, height: float) -> Figure:
     fig = Figure(figsize=(width, height), dpi=160, layout="constrained")
     FigureCanvasAgg(fig)
@@ -63,8 +66,12 @@ def latent_scatter(statistics: LatentStatistics, marked: dict[int, str] | None =
         )
     else:
         ax.scatter(x, y, s=14, color="#0072B2", alpha=0.6, linewidths=0)
+    placed: list[np.ndarray] = []
     for latent, word in (marked or {}).items():
-        at = (statistics.image_density[latent], statistics.mean_activation[latent])
+        at = np.array([statistics.image_density[latent], statistics.mean_activation[latent]])
+        if any((np.abs(np.log(at / other)) < LABEL_DISTANCE).all() for other in placed):
+            continue  # words on top of each other help nobody
+        placed.append(at)
         ax.annotate(word, at, xytext=(5, 5), textcoords="offset points", fontsize=9,
                     bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75})  # fmt: skip
     ax.set(

@@ -33,7 +33,7 @@ class TrainConfig:
         clip_gradient: largest gradient norm; 0 for none.
         seed: of weights and data order.
         checkpoint_every: steps between checkpoints.
-        log_every: steps between rows of train.jsonl.
+        log_every: steps between rows of train.jsonl; the last step always has one.
     """
 
     family: str = "topk"

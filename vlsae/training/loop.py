@@ -184,7 +184,8 @@ class _Run:
         fired = (z > 0).any(0)
         self.silent = torch.where(fired, 0, self.silent + len(x))
         self.step += 1
-        row = self._row(state, terms, rate, dead) if self.step % config.log_every == 0 else None
+        told = self.step % config.log_every == 0 or self.step == config.steps
+        row = self._row(state, terms, rate, dead) if told else None
         if self.out is not None:
             if row is not None:
                 with open(self.out / "train.jsonl", "a", encoding="utf-8") as log:
