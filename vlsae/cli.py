@@ -138,7 +138,7 @@ def _heatmap(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.backbones.load import load_model
     from vlsae.dictionaries.checkpoint import load_dictionary
     from vlsae.heatmaps.maps import latent_grids, strongest_latents
-    from vlsae.heatmaps.render import contour, overlay, reference_grid
+    from vlsae.heatmaps.render import contour, overlay, reference_grid, side_by_side, value_range, with_scale
     from vlsae.images.decode import open_image
 
     dictionary = load_dictionary(options.dictionary)
@@ -147,8 +147,10 @@ def _heatmap(options: argparse.Namespace) -> dict[str, Any]:
     latents = options.latent or strongest_latents(model, dictionary, image, 4)
     grids = latent_grids(model, dictionary, [image], latents)[0].numpy()
     maps = [model.geometry.to_image(grid, image.size) for grid in grids]
-    if len(latents) == 1:
-        picture = (overlay if options.style == "overlay" else contour)(image, maps[0])
+    if options.style == "contour":
+        picture = side_by_side([contour(image, values) for values in maps])
+    elif len(latents) == 1:
+        picture = with_scale(overlay(image, maps[0]), value_range(maps), label=f"activation of latent #{latents[0]}")
     else:
         label = "activation of latents " + ", ".join(f"#{i}" for i in latents)
         picture = reference_grid([image] * len(latents), maps, side=224, label=label)

@@ -117,6 +117,10 @@ def test_a_flipped_byte_is_found_and_named(tiny, tmp_path):
     path.write_bytes(data)
     with pytest.raises(StoreError, match=r"Damaged: .*00001.*resid_post\.bin \(checksum differs\)"):
         out.verify()
+    facts = tmp_path / "shards" / "00000" / "shard.json"
+    facts.write_text(facts.read_text().replace('"first": 0', '"first": 1'))
+    with pytest.raises(StoreError, match=r"00000.shard\.json"):
+        out.verify()
     path.write_bytes(data[:-2])
     with pytest.raises(StoreError, match="expected 49152 bytes"):
         ActivationStore(tmp_path).images(0, 4)
@@ -204,18 +208,20 @@ def test_shuffled_reads_every_token_once(store):
     assert not torch.equal(seen, everything)
 
 
-@pytest.mark.parametrize("buffer", [4, 7, 1000])
-def test_shuffled_is_deterministic_and_resumes_anywhere(store, monkeypatch, buffer):
+@pytest.mark.parametrize("size", [64, 90, 600, 5000])
+@pytest.mark.parametrize("buffer", [2, 4, 7, 1000])
+def test_shuffled_is_deterministic_and_resumes_anywhere(store, monkeypatch, buffer, size):
+    """Batches smaller and larger than a buffer of images (2 to 1,000 of 64 tokens), and than the whole store."""
     monkeypatch.setattr("vlsae.activations.reader.BUFFER_IMAGES", buffer)
-    whole = list(store.shuffled(90, ReaderState(seed=1)))
-    assert all(len(x) == 90 for x, _ in whole[:-1])
+    whole = list(store.shuffled(size, ReaderState(seed=1)))
+    assert all(len(x) == size for x, _ in whole[:-1])
     assert sum(len(x) for x, _ in whole) == len(store)
     for stop in range(0, len(whole), 3):
         state = whole[stop][1]
-        rest = list(store.shuffled(90, state))
+        rest = list(store.shuffled(size, state))
         assert len(rest) == len(whole) - stop - 1
         assert all(torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(rest, whole[stop + 1 :], strict=True))
-    assert not torch.equal(whole[0][0], next(store.shuffled(90, ReaderState(seed=3)))[0])
+    assert not torch.equal(whole[0][0], next(store.shuffled(size, ReaderState(seed=3)))[0])
 
 
 def test_ranks_share_the_tokens(store):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.backbones import models
-from vlsae.backbones import Site, load_model
+from vlsae.backbones import Site, load_model, openclip
 from vlsae.world import scenes, tiny_clip
 
 
@@ -51,17 +51,25 @@ def test_quick_gelu_follows_the_weights(monkeypatch):
 
     def create_model(arch, **options):
         asked[arch, options["pretrained"]] = options["force_quick_gelu"]
-        raise RuntimeError("stop here")
+        raise RuntimeError("no download here")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
     for name in ("ViT-B-16/openai", "ViT-B-16/laion2b_s34b_b88k", "ViT-B-16-quickgelu/openai"):
-        with pytest.raises(OSError, match="stop here"):
+        with pytest.raises(OSError, match="no download here"):
             load_model(f"open_clip:{name}")
     assert asked == {
         ("ViT-B-16", "openai"): True,
         ("ViT-B-16", "laion2b_s34b_b88k"): False,
         ("ViT-B-16-quickgelu", "openai"): False,  # the architecture has it already
     }
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_torchscript_files_are_openais(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "jit.pt")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "state.pt")
+    assert openclip._is_torchscript(str(tmp_path / "jit.pt"))
+    assert not openclip._is_torchscript(str(tmp_path / "state.pt"))
 
 
 def test_without_network_the_error_says_what_to_place(monkeypatch):
@@ -84,6 +92,7 @@ def test_without_network_the_error_says_what_to_place(monkeypatch):
         ("open_clip:", "Unknown model"),
         ("open_clip:ViT-Z/openai", "no architecture 'ViT-Z'"),
         ("open_clip:ViT-B-32/nope", "no weights 'nope' for ViT-B-32; known tags are openai"),
+        ("open_clip:ViT-B-32", "no weights '' for ViT-B-32; known tags are openai"),
     ],
 )
 def test_unknown_names(spec, message):

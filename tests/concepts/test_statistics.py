@@ -122,11 +122,19 @@ def test_label_entropy_closed_forms():
         s.label_entropy("sum")
 
 
+def test_without_classes_nothing_is_said_about_labels():
+    s = LatentStatistics(2, 0, 3)
+    s.update(torch.ones(2, 3, 2), 0)
+    assert np.isnan(s.label_entropy()).all()
+    assert np.isnan(s.label_std()).all()
+
+
 def test_saved_and_loaded(z, labels, tmp_path):
     s = _collect(z, labels, [30])
     other = LatentStatistics.load(s.save(tmp_path))
     _same(s, other)
     assert (other.n_images, other.n_tokens) == (30, 270)
+    assert np.array_equal(other.merge(s).token_count, 2 * s.token_count)
     with pytest.raises(ValueError, match="holds no statistics"):
         LatentStatistics.load(tmp_path / "none")
 

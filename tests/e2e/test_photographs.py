@@ -86,7 +86,8 @@ def test_extract_train_stats_heatmap_report(name, photos, tmp_path, capsys):
     picture = run / "heat.png"
     heat = vlsae("heatmap", photos / "scenes" / "chelsea.png", *dictionary, "--latent", 3, "--out", picture)
     assert heat["latents"] == [3]
-    assert Image.open(picture).size == Image.open(photos / "scenes" / "chelsea.png").size
+    width, height = Image.open(photos / "scenes" / "chelsea.png").size
+    assert Image.open(picture).size == (width, height + 36)  # the photograph and the printed scale below
     (run / "words.txt").write_text("cat\ndog\nphoto\nbus\n")
     page = vlsae("report", *data, *dictionary, "--statistics", run / "statistics", "--out", run / "report.html",
                  "--words", run / "words.txt")  # fmt: skip

@@ -49,6 +49,20 @@ def test_wrong_statistics_are_refused(tiny, store, tmp_path):
         write_report(store, other, statistics, tmp_path / "r.html", model=tiny)
 
 
+def test_a_changed_source_or_model_is_noticed(tiny, store, tmp_path):
+    from vlsae.images import load_images
+
+    sae = train(store, "topk", n_latents=16, k=2, steps=2, batch_size=64, progress=False)
+    statistics = latent_statistics(sae, store, progress=False)
+    sae.metadata["site"] = store.site
+    with pytest.raises(ValueError, match="has changed since extraction: number"):
+        write_report(store, sae, statistics, tmp_path / "r.html", model=tiny, images=load_images(scenes(24, seed=6)))
+    from tests.backbones.models import vit
+
+    with pytest.raises(ValueError, match="the store was made with"):
+        write_report(store, sae, statistics, tmp_path / "r.html", model=vit(16), images=load_images(scenes(24, seed=5)))
+
+
 def test_text_is_escaped(tmp_path):
     path = write_page(tmp_path / "p.html", "<b>", table(["<i>"], [["x"]]))
     assert "<title>&lt;b&gt;</title>" in path.read_text()

@@ -67,6 +67,7 @@ def test_auxk_without_dead_latents_is_zero_not_nan(dead_case):
     perfect = _step(sae, x, dead)
     perfect.xhat = x.clone()
     assert AuxK(4, 1.0)(perfect).item() == 0
+    assert AuxK(4, 1.0)(_step(sae, x[:1], dead)).item() == 0
 
 
 def test_auxk_does_not_see_a_shift_of_data_and_bias(dead_case):

@@ -3,13 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from vlsae.dictionaries import load_dictionary
 from vlsae.training import PRESETS, TrainConfig, TrainingDiverged, loop, train
 from vlsae.training.loop import auxiliary_k, learning_rate, make_config
-from vlsae.world.planted import planted
+from vlsae.world import planted
 
 
 def matched_cosine(truth: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
@@ -130,6 +131,22 @@ def test_another_recipe_does_not_continue_a_run(tmp_path):
         train(x, "topk", out=tmp_path, **_options(k=3))
 
 
+def test_other_data_do_not_continue_a_run(tmp_path):
+    x, _ = planted(12, 20, 2).sample(200)
+    train(x, "topk", out=tmp_path, **_options())
+    with pytest.raises(ValueError, match="holds a run on other data"):
+        train(x + 1, "topk", out=tmp_path, **_options())
+
+
+def test_a_log_line_cut_short_does_not_stop_a_resume(tmp_path):
+    x, _ = planted(12, 20, 2).sample(200)
+    train(x, "topk", out=tmp_path, **_options())
+    with open(tmp_path / "train.jsonl", "a") as log:
+        log.write('{"step": 4')
+    train(x, "topk", out=tmp_path, **_options())
+    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 8
+
+
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     x, _ = planted(12, 20, 2).sample(1600)
     advance = loop._Run.advance
@@ -190,6 +207,7 @@ def test_presets_are_the_published_recipes():
         ({"speed": 3}, "Unknown option 'speed'"),
         ({"preset": "magic"}, "Unknown preset 'magic'"),
         ({"family": "cube"}, "Unknown dictionary 'cube'"),
+        ({"family": "projection"}, "'projection' is not trained"),
         ({"loss_scale": "huge"}, "loss_scale='huge' is unknown"),
         ({"lr": 0.0}, "lr=0.0 must be positive"),
         ({"k": 99, "n_latents": 8}, "k=99 must lie between 1 and n_latents=8"),
@@ -215,4 +233,7 @@ def test_store_facts_reach_the_dictionary(store, tmp_path):
     assert facts["model"] == "tiny"
     assert facts["weight_hash"] == store.config.weight_hash
     assert facts["recipe"]["k"] == 2
+    assert facts["n_tokens_seen"] == 3 * 64
     assert sae.d == 192
+    with pytest.raises(ValueError, match="hold no tokens to train on"):
+        train(store, "topk", n_latents=16, k=2, select=np.zeros((24, 64), bool), progress=False)

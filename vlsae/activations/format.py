@@ -114,7 +114,12 @@ def complete_shards(root: Path) -> list[dict]:
     """`shard.json` of every complete shard, in order."""
     shards = []
     while (path := shard_folder(root, len(shards)) / "shard.json").exists():
-        shards.append(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            shards.append(json.loads(path.read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise StoreError(
+                f"{path} is damaged ({error}); delete this shard and all after it, and extract again."
+            ) from error
     return shards
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,11 +27,16 @@ class TensorActivations:
             )
         if not torch.isfinite(x).all():
             raise StoreError("The activations hold NaN or infinite values; check the model or drop those rows.")
-        self.x = x.detach().flatten(0, -2).float()
+        self.x = x.detach().flatten(0, -2).float().cpu()
         self.d = x.shape[-1]
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def fingerprint(self) -> str:
+        """What a training run must find again to be continued."""
+        return hashlib.blake2b(self.x.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
     def mean(self) -> Tensor:
         return self.x.mean(0)

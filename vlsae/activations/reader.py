@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ class ActivationStore:
     def __init__(self, path: str | Path, site: str | None = None):
         self.path = Path(path)
         self.config = read_config(self.path)
-        self.shards = complete_shards(self.path)
-        self.shards = [s for s in self.shards if s["ids"]] if any(s["ids"] for s in self.shards) else []
+        numbered = [(i, s) for i, s in enumerate(complete_shards(self.path)) if s["ids"]]
+        self._numbers, self.shards = [i for i, _ in numbered], [s for _, s in numbered]
         if not self.shards:
             raise StoreError(f"{self.path} has no complete shard yet; run vlsae.extract on it again.")
         self.site = site or self.config.sites[0]
@@ -80,6 +81,12 @@ class ActivationStore:
         return json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
 
     @property
+    def fingerprint(self) -> str:
+        """What a training run must find again to be continued: the model, the site, and the images in their order."""
+        digest = hashlib.blake2b("\n".join(self.ids).encode(), digest_size=8).hexdigest()
+        return f"{self.config.weight_hash}/{self.site}/{self.config.tokens}/{self.n_tokens}/{digest}"
+
+    @property
     def geometry(self) -> Geometry:
         return Geometry(**self.config.geometry)
 
@@ -97,19 +104,11 @@ class ActivationStore:
     def __repr__(self) -> str:
         return f"ActivationStore({self.path}, {self.site}, {self.n_images} images x {self.n_tokens} tokens x {self.d})"
 
-    def _number(self, shard: int) -> int:
-        """The folder number of a non-empty shard."""
-        return self._numbers[shard]
-
-    @cached_property
-    def _numbers(self) -> list[int]:
-        return [i for i, s in enumerate(complete_shards(self.path)) if s["ids"]]
-
     @cached_property
     def _maps(self) -> list[np.ndarray]:
         maps = []
         for i, shard in enumerate(self.shards):
-            path = shard_folder(self.path, self._number(i)) / site_file(self.site)
+            path = shard_folder(self.path, self._numbers[i]) / site_file(self.site)
             shape = (len(shard["ids"]), self.n_tokens, self.d)
             expected = int(np.prod(shape)) * np.dtype(DTYPES[self.config.dtype]).itemsize
             if not path.exists() or path.stat().st_size != expected:
@@ -144,7 +143,7 @@ class ActivationStore:
         if self.config.tokens != "random_k":
             return np.arange(self.n_tokens)
         shard = int(np.searchsorted(self._starts, index, side="right") - 1)
-        path = shard_folder(self.path, self._number(shard)) / "tokens.bin"
+        path = shard_folder(self.path, self._numbers[shard]) / "tokens.bin"
         table = np.memmap(path, np.int32, "r", shape=(len(self.shards[shard]["ids"]), self.n_tokens))
         return np.asarray(table[index - self._starts[shard]])
 
@@ -168,8 +167,8 @@ class ActivationStore:
     ) -> Iterator[tuple[Tensor, ReaderState]]:
         """One pass over all tokens in random order, each exactly once, with the state after every batch.
 
-        Images are permuted, then tokens within buffers of 1,024 images: memory is one buffer, and any two images can
-        meet. The order is a function of `state.seed` and `state.rank`; a pass continued from a state gives the same
+        Images are permuted, then tokens within buffers of 1,024 images: memory is a few times one buffer, and any two
+        images can meet. The order is a function of `state.seed` and `state.rank`; a pass continued from a state gives the same
         batches as one that was never stopped.
 
         Args:
@@ -187,15 +186,17 @@ class ActivationStore:
         sizes = [self.n_tokens * len(g) if select is None else int(select[g].sum()) for g in groups]
         ends = np.cumsum(sizes)
         given = ends // batch_size * batch_size  # tokens given out once a group was read; the rest joins the next
-        given[-1] = ends[-1]
-        first = int((given <= state.position).sum())
+        given[-1:] = ends[-1:]
+        done = int((given <= state.position).sum())
+        if done == len(groups):
+            return
+        passed = int(given[done - 1]) if done else 0
+        begin = int(np.searchsorted(ends, passed, side="right"))  # the group that holds the first token not yet given
+        skip = passed - int(ends[begin] - sizes[begin])
         kept = torch.empty(0, self.d)
-        if 0 < first < len(groups):
-            tail = int(ends[first - 1] - given[first - 1])
-            kept = self._shuffled_group(groups[first - 1], first - 1, state, select)[sizes[first - 1] - tail :]
-        passed = int(given[first - 1]) if first else 0
-        for number in range(first, len(groups)):
-            buffer = torch.cat([kept, self._shuffled_group(groups[number], number, state, select)])
+        for number in range(begin, len(groups)):
+            group = self._shuffled_group(groups[number], number, state, select)
+            buffer = torch.cat([kept, group[skip:] if number == begin else group])
             stop = len(buffer) if number == len(groups) - 1 else len(buffer) // batch_size * batch_size
             for start in range(0, stop, batch_size):
                 batch = buffer[start : min(start + batch_size, stop)]
@@ -214,12 +215,15 @@ class ActivationStore:
 
     def verify(self) -> None:
         """Compare every file with its checksum; raises StoreError naming the damaged ones."""
-        damaged = [
-            str(shard_folder(self.path, self._number(i)) / name)
-            for i, shard in enumerate(self.shards)
-            for name, expected in shard["sha256"].items()
-            if sha256(shard_folder(self.path, self._number(i)) / name) != expected
-        ]
+        expected = {
+            shard_folder(self.path, number) / name: value
+            for number, shard in zip(self._numbers, self.shards, strict=True)
+            for name, value in shard["sha256"].items()
+        }
+        if self.complete:
+            for number, value in enumerate(self.manifest["shard_sha256"]):
+                expected[shard_folder(self.path, number) / "shard.json"] = value
+        damaged = [str(path) for path, value in expected.items() if not path.exists() or sha256(path) != value]
         if damaged:
             raise StoreError(
                 f"Damaged: {', '.join(damaged)} (checksum differs). Delete the shard and all after it, and extract again."

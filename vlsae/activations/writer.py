@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +246,8 @@ def _write_shard(root, number, model, source, config, start, strict, bar) -> int
         ) from error
     finally:
         for file in files.values():
-            file.file.close()
+            with suppress(OSError):  # what is still buffered cannot be written to a full disk either
+                file.file.close()
         if partial.exists():
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -302,6 +304,7 @@ def _finish(root: Path, config: StoreConfig) -> ActivationStore:
             "n_tokens": config.random_k or len(config.token_roles),
             "n_skipped": skipped,
             "shards": [len(s["ids"]) for s in shards],
+            "shard_sha256": [sha256(shard_folder(root, i) / "shard.json") for i in range(len(shards))],
             "d": next(s["d"] for s in shards if s["ids"]),
             "norm_quantiles": quantiles,
         },

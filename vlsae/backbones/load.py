@@ -54,9 +54,13 @@ def load_model(spec: str | Path | Backbone, device: str = "cpu") -> Backbone:
     """
     if isinstance(spec, Backbone):
         return spec
+    import torch
+
     from vlsae.backbones.huggingface import load_hugging_face
     from vlsae.backbones.openclip import load_open_clip
 
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} was asked for, but this torch sees no CUDA device; use device='cpu'.")
     text = str(spec)
     if text == "tiny":
         from vlsae.world.tiny_clip import FOLDER
@@ -74,10 +78,12 @@ def load_model(spec: str | Path | Backbone, device: str = "cpu") -> Backbone:
         with _hub():
             return loaders[kind](name, device)
     except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "download" not in str(error):
+            raise
         raise OSError(
             f"The weights of {text!r} are neither in the local cache nor to be had from the network. Where there is a "
             "network, download them once; here, put the model's folder (config, weights, tokenizer, preprocessor) on "
-            f"disk and give its path, or give open_clip:ARCH/FILE. The library said: {str(error).splitlines()[0]}"
+            f"disk and give its path, or give open_clip:ARCH/FILE. The library said: {str(error).partition(chr(10))[0]}"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -44,6 +45,8 @@ class OpenClipBackbone(Backbone):
     def _grid(self) -> tuple[int, int]:
         if self._is_timm:
             return tuple(self.visual.trunk.patch_embed.grid_size)
+        if not hasattr(self.visual, "grid_size"):
+            raise ValueError(f"{self.spec} is a {type(self.visual).__name__}; only ViT towers have patch tokens.")
         return tuple(self.visual.grid_size)
 
     def _prefix_roles(self) -> list[str]:
@@ -86,12 +89,20 @@ class OpenClipBackbone(Backbone):
         return not getattr(getattr(module, "transformer", module), "batch_first", True)
 
 
+def _is_torchscript(file: str) -> bool:
+    """Whether a weight file is a TorchScript archive, the form in which OpenAI published its CLIPs."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
 def _pair(size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def load_open_clip(name: str, device: str | torch.device = "cpu") -> OpenClipBackbone:
-    """Open `ARCH/TAG`, `ARCH/FILE` or `ARCH` (random weights), or a folder with `open_clip_config.json`."""
+    """Open `ARCH/TAG` or `ARCH/FILE`, or a folder with `open_clip_config.json`."""
     import open_clip
 
     if Path(name).is_dir():
@@ -102,13 +113,14 @@ def load_open_clip(name: str, device: str | torch.device = "cpu") -> OpenClipBac
     if arch not in open_clip.list_models():
         raise ValueError(f"open_clip has no architecture {arch!r}; open_clip.list_models() names them.")
     tags = open_clip.list_pretrained_tags_by_model(arch)
-    if tag and tag not in tags and not Path(tag).is_file():
+    if tag not in tags and not Path(tag).is_file():
         raise ValueError(
             f"open_clip has no weights {tag!r} for {arch}; known tags are {', '.join(tags)}, or give a weight file."
         )
-    published = (open_clip.get_pretrained_cfg(arch, tag) or {}) if tag else {}
+    published = open_clip.get_pretrained_cfg(arch, tag) or {}
     built_in = open_clip.get_model_config(arch) or {}
     # OpenAI's weights were trained with QuickGELU, which the plain architecture names do not have
-    quick = bool(published.get("quick_gelu", False)) and not built_in.get("quick_gelu", False)
-    model = open_clip.create_model(arch, pretrained=tag or None, device=device, force_quick_gelu=quick)
+    wants_quick = published.get("quick_gelu", False) or _is_torchscript(tag)
+    quick = bool(wants_quick) and not built_in.get("quick_gelu", False)
+    model = open_clip.create_model(arch, pretrained=tag, device=device, force_quick_gelu=quick)
     return OpenClipBackbone(model, open_clip.get_tokenizer(arch), spec=f"open_clip:{name}")

@@ -54,8 +54,10 @@ def atom_word_similarity(model: Backbone, dictionary: Dictionary, words: Tensor,
     The effect is `readout(mean + step atom) - readout(mean)`: atoms are directions, and the final LayerNorm has a
     meaning only around a real token.
     """
-    base = model.readout(mean[None])
-    moved = model.readout(mean + step * dictionary.atoms)
+    place = next(model.model.parameters())
+    atoms, mean = dictionary.atoms.to(place), mean.to(place)
+    base = model.readout(mean[None]).float().cpu()
+    moved = model.readout(mean + step * atoms).float().cpu()
     centred = F.normalize(words - words.mean(0), dim=1)
     return F.normalize(moved - base, dim=1) @ centred.T
 
@@ -70,6 +72,7 @@ def image_word_similarity(embeddings: Tensor, words: Tensor, top: np.ndarray, we
         top: image numbers `[n_latents, N]`, -1 pads.
         weights: their activations, `[n_latents, N]`.
     """
+    embeddings = embeddings.float().cpu()
     centred = embeddings - embeddings.mean(0)
     rows = np.where(top >= 0, top, 0)
     w = torch.from_numpy(np.where(top >= 0, weights, 0.0)).float()
@@ -113,7 +116,7 @@ def name_latents(
     """
     if len(vocabulary) < 3:
         raise ValueError(f"{len(vocabulary)} words cannot be told apart by how far one stands out; give at least 3.")
-    words = model.classifier(vocabulary, templates).cpu()
+    words = model.classifier(vocabulary, templates).float().cpu()
     step = float(mean.norm())
     atom_best, atom_score = _stand_out(atom_word_similarity(model, dictionary, words, mean, step))
     if image_embeddings is not None and top_images is not None:

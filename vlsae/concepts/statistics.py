@@ -116,7 +116,7 @@ class LatentStatistics:
         for name in ("n_images", "n_tokens", "token_count", "image_count", "value_sum", "histogram", "class_images"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in AGGREGATORS:
-            self.class_sums[name] += other.class_sums[name]
+            self.class_sums[name] = self.class_sums[name] + other.class_sums[name]
         self.top_image_values, self.top_images = _merge_top(
             self.top_image_values, self.top_images, other.top_image_values, other.top_images, self.n_top
         )
@@ -158,12 +158,14 @@ class LatentStatistics:
 
     def label_entropy(self, aggregator: str = "mean") -> np.ndarray:
         """`-sum_c p_c ln p_c` of `class_share`, `[n]` in nats: 0 for one class, ln C for all alike; NaN if silent."""
+        if self.n_classes == 0:
+            return np.full(self.n_latents, np.nan)
         p = self.class_share(aggregator)
         return -(p * np.log(np.where(p > 0, p, 1.0))).sum(0)
 
     def label_std(self, aggregator: str = "mean") -> np.ndarray:
         """Standard deviation over classes of the class share, `[n]`: 0 where all classes are alike."""
-        return self.class_share(aggregator).std(0)
+        return self.class_share(aggregator).std(0) if self.n_classes else np.full(self.n_latents, np.nan)
 
     def save(self, folder: str | Path) -> Path:
         """Write as `.npy` files, which can be memory-mapped, and `statistics.json`."""

@@ -47,7 +47,8 @@ class Codes:
 class Dictionary(nn.Module):
     """Encoder, activation and atoms: `z = act((x - b_dec) W_enc + b_enc)`, `xhat = z W_dec + b_dec`.
 
-    Sub-classes name their `family`, define `activate`, and list what changes their forward pass in `settings`.
+    Sub-classes name their `family`, define `activate`, and list what changes their forward pass in `settings`. The
+    encoder starts as the atoms.
 
     Args:
         d: width of the activations.
@@ -61,7 +62,9 @@ class Dictionary(nn.Module):
     """
 
     family: str
-    tied_init = True
+    trainable = True
+    takes: tuple[str, ...] = ()  # fields of TrainConfig that the constructor wants
+    penalised = False  # whether sparsity comes from an L1 term
 
     def __init__(self, d: int, n_latents: int, *, seed: int = 0):
         super().__init__()
@@ -70,8 +73,7 @@ class Dictionary(nn.Module):
         self.d, self.n_latents = d, n_latents
         generator = torch.Generator().manual_seed(seed)
         atoms = F.normalize(torch.randn(n_latents, d, generator=generator), dim=1)
-        encoder = atoms if self.tied_init else F.normalize(torch.randn(n_latents, d, generator=generator), dim=1)
-        self.W_enc = nn.Parameter(encoder.T.clone())
+        self.W_enc = nn.Parameter(atoms.T.clone())
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.W_dec = nn.Parameter(atoms)
         self.b_dec = nn.Parameter(torch.zeros(d))

@@ -19,7 +19,16 @@ class ReLUDictionary(Dictionary):
     """
 
     family = "relu"
-    tied_init = False
+    penalised = True
+
+    def __init__(self, d: int, n_latents: int, *, seed: int = 0):
+        """Both matrices Kaiming-uniform and independent, as in PatchSAE's released code; atoms then made unit."""
+        super().__init__(d, n_latents, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.W_enc.uniform_(-1, 1, generator=generator).mul_((6 / n_latents) ** 0.5)
+            self.W_dec.uniform_(-1, 1, generator=generator)
+        self.normalise_atoms()
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre)

@@ -134,6 +134,24 @@ def reference_grid(
     return canvas
 
 
+def side_by_side(pictures: Sequence[Image.Image], gap: int = 6) -> Image.Image:
+    """Pictures of one height in a row."""
+    width = sum(p.width for p in pictures) + gap * (len(pictures) - 1)
+    canvas, x = Image.new("RGB", (width, pictures[0].height), "white"), 0
+    for picture in pictures:
+        canvas.paste(picture, (x, 0))
+        x += picture.width + gap
+    return canvas
+
+
+def with_scale(picture: Image.Image, limits: tuple[float, float], *, label: str, cmap: str = "magma") -> Image.Image:
+    """A picture above its colour scale with the printed range of values."""
+    canvas = Image.new("RGB", (max(picture.width, 240), picture.height + 36), "white")
+    canvas.paste(picture, (0, 0))
+    canvas.paste(color_bar(limits, min(canvas.width, 480), cmap=cmap, label=label), (0, picture.height + 6))
+    return canvas
+
+
 def png_bytes(image: Image.Image) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG", optimize=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from vlsae.images.decode import UnreadableImage, content_id, open_image, to_rgb
 
 EXTENSIONS = frozenset(
     f".{name}"
-    for name in "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm ico avif jp2".split()  # noqa: SIM905
+    for name in "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm ico avif jp2 heic heif jxl".split()  # noqa: SIM905
 )
 
 
@@ -45,38 +45,43 @@ class ImageSource(Sequence):
         self.labels = list(labels) if labels is not None else None
         self.class_names = list(class_names)
         self.spec = spec
+        self._indices = range(len(items))
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self._indices)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            labels = self.labels[index] if self.labels is not None else None
-            return ImageSource(self.items[index], labels, self.class_names)
-        index = range(len(self))[index]
-        item = self.items[index]
+            part = ImageSource(self.items, self.labels, self.class_names)
+            part._indices = self._indices[index]
+            return part
+        index = self._indices[index]
+        item = self._item(index)
         label = self.labels[index] if self.labels is not None else -1
         if isinstance(item, tuple):
-            item, label = item
+            item, label = item[:2]
         elif isinstance(item, dict):
-            item, label = item["image"], item.get("label", label)
+            item, label = item.get("image", item.get("img")), item.get("label", label)
+        elif isinstance(item, Sample):
+            return item
         image = _decode(item, index)
         return Sample(image, content_id(image), _name(item, index), int(label) if label is not None else -1)
 
-    def readable(self) -> Iterator[tuple[int, Sample | UnreadableImage]]:
-        """Every index with its sample, or with the error of a file that cannot be read."""
-        for index in range(len(self)):
-            try:
-                yield index, self[index]
-            except UnreadableImage as error:
-                yield index, error
+    def _item(self, index: int) -> Any:
+        try:
+            return self.items[index]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UnreadableImage(f"Image {index} of the data set cannot be read ({error}).") from error
 
 
 def _decode(item: Any, index: int) -> Image.Image:
     if isinstance(item, (str, Path)):
         return open_image(item)
     if isinstance(item, Image.Image):
-        return to_rgb(item)
+        try:
+            return to_rgb(item)
+        except (OSError, SyntaxError) as error:  # opened lazily, damaged further on
+            raise UnreadableImage(f"Image {index} cannot be decoded ({error}).") from error
     if isinstance(item, np.ndarray):
         try:
             return to_rgb(Image.fromarray(item))

@@ -113,7 +113,7 @@ def _columns_of(view, x: Tensor, columns: np.ndarray, chunk: int = 64) -> np.nda
     at = np.where(columns <= -2, -2 - columns, columns)
     sign = torch.from_numpy(np.where(columns <= -2, -1.0, 1.0)).float()
     index = torch.from_numpy(at)
-    return torch.cat([view(part)[..., index] * sign for part in x.split(chunk)]).numpy()
+    return torch.cat([view(part).float().cpu()[..., index] * sign for part in x.split(chunk)]).numpy()
 
 
 @torch.no_grad()
@@ -139,7 +139,9 @@ def localise(
         raise ValueError(f"x has {tuple(x.shape[:2])} images and patches, owner {owner.shape}; they must be equal.")
     half = len(x) // 2
     shown = owner[:half] >= 0
-    chosen = best_columns(view(x[:half][torch.from_numpy(shown)]).numpy(), owner[:half][shown], n_concepts, signed)
+    chosen = best_columns(
+        view(x[:half][torch.from_numpy(shown)]).float().cpu().numpy(), owner[:half][shown], n_concepts, signed
+    )
     concepts = [int(c) for c in np.unique(owner[half:][owner[half:] >= 0]) if chosen[c] != -1]
     values = _columns_of(view, x, chosen[concepts])
     rows = [

@@ -32,7 +32,7 @@ def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch
         ['cosine', 'dead', 'ev_centred', 'l0']
     """
     if isinstance(data, Tensor):
-        mean = data.flatten(0, -2).double().mean(0)
+        mean = data.flatten(0, -2).cpu().double().mean(0)
         parts = iter(data.flatten(0, -2).split(batch))
     else:
         mean = data.mean().double()
@@ -41,13 +41,14 @@ def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch
     n = 0
     fired = torch.zeros(dictionary.n_latents, dtype=torch.bool)
     for x in parts:
+        x = x.to(dictionary.W_enc.device, dictionary.W_enc.dtype)
         z = dictionary.encode(x)
         xhat = dictionary.decode(z)
         error += (x - xhat).double().square().sum().item()
-        spread += (x.double() - mean).square().sum().item()
+        spread += (x.cpu().double() - mean).square().sum().item()
         cosine += torch.nn.functional.cosine_similarity(x, xhat, dim=-1).double().sum().item()
         active += (z != 0).sum().item()
-        fired |= (z != 0).any(0)
+        fired |= (z != 0).any(0).cpu()
         n += len(x)
     return {
         "ev_centred": Metric("ev_centred", 1 - error / spread, n, "1 - sum ||x - xhat||^2 / sum ||x - mean||^2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from html import escape
 
 from PIL import Image
 
@@ -32,6 +33,8 @@ def reference_picture(
         return None
     images = [open_image(i) for i in members]
     grids = latent_grids(model, dictionary, images, [latent])[:, 0].numpy()
+    for image in images:
+        image.thumbnail((4 * side, 4 * side))  # maps of full-size photographs would fill the memory
     maps = [model.geometry.to_image(grid, image.size) for grid, image in zip(grids, images, strict=True)]
     return reference_grid(images, maps, side=side)
 
@@ -39,10 +42,10 @@ def reference_picture(
 def name_note(name: LatentName) -> str:
     """What speaks for a name, in one line."""
     return (
-        f"atom says “{name.atom_word}” ({name.atom_score:.1f}&nbsp;σ), top images say “{name.image_word}” "
+        f"atom says “{escape(name.atom_word)}” ({name.atom_score:.1f}&nbsp;σ), top images say “{escape(name.image_word)}” "
         f"({name.image_score:.1f}&nbsp;σ)"
         if name.image_score > float("-inf")
-        else f"atom says “{name.atom_word}” ({name.atom_score:.1f}&nbsp;σ)"
+        else f"atom says “{escape(name.atom_word)}” ({name.atom_score:.1f}&nbsp;σ)"
     )
 
 
@@ -53,16 +56,16 @@ def latent_cards(
     latents: Sequence[int],
     open_image: Callable[[int], Image.Image],
     names: Sequence[LatentName] | None = None,
-    badges: dict[int, str] | None = None,
+    badges: Sequence[str] | None = None,
 ) -> str:
     """One card a latent: name, what speaks for it, frequency, reference images and heatmaps."""
     cards = []
-    for latent in latents:
+    for latent, badge in zip(latents, badges or [""] * len(latents), strict=True):
         picture = reference_picture(model, dictionary, statistics, latent, open_image)
         if picture is None:
             continue
         title = f"#{latent}" + (f" · {names[latent]}" if names else "")
         frequency = f"active in {statistics.image_density[latent]:.1%} of images"
         note = f"{frequency}; {name_note(names[latent])}" if names else frequency
-        cards.append(latent_card(title, (badges or {}).get(latent, ""), note, picture, f"reference images of {title}"))
+        cards.append(latent_card(title, badge, note, picture, f"reference images of {title}"))
     return f'<div class="cards">{"".join(cards)}</div>'

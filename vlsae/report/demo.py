@@ -95,7 +95,7 @@ def _by_auroc(result: DemoResult) -> list[tuple[float, int, int]]:
 
 def _gallery(result: DemoResult, chosen: list[tuple[float, int, int]], verb: str = "finds") -> str:
     words = concepts()["object"]
-    badges = {latent: f"{verb} “{words[c]}”, AUROC {area:.3f}" for area, c, latent in chosen}
+    badges = [f"{verb} “{words[c]}”, AUROC {area:.3f}" for area, c, _ in chosen]
     return latent_cards(
         result.model, result.dictionary, result.statistics, [latent for _, _, latent in chosen],
         lambda i: result.test[i].image, result.names, badges,
@@ -105,7 +105,8 @@ def _gallery(result: DemoResult, chosen: list[tuple[float, int, int]], verb: str
 def _best(result: DemoResult) -> str:
     seen: set[int] = set()
     distinct = [row for row in _by_auroc(result) if not (row[2] in seen or seen.add(row[2]))]
-    spread = [distinct[i] for i in np.linspace(0, min(len(distinct) - 1, 3 * N_BEST), N_BEST).astype(int)]
+    at = np.linspace(0, min(len(distinct) - 1, 3 * N_BEST), N_BEST).astype(int)
+    spread = [distinct[i] for i in dict.fromkeys(at)]
     return section(
         "Latents that find objects",
         paragraph(

@@ -53,7 +53,7 @@ def latent_scatter(statistics: LatentStatistics, marked: dict[int, str] | None =
     ax = fig.subplots()
     alive = np.flatnonzero(statistics.alive)
     x, y = statistics.image_density[alive], statistics.mean_activation[alive]
-    if statistics.n_classes > 1:
+    if statistics.n_classes > 1 and np.isfinite(statistics.label_entropy()).any():
         entropy, spread = statistics.label_entropy()[alive], statistics.label_std()[alive]
         order = np.argsort(-entropy)
         size = 8 + 90 * spread / max(np.nanmax(spread), 1e-12)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
 from vlsae import __version__
 from vlsae.activations.reader import ActivationStore
@@ -33,6 +37,27 @@ def _ranked(statistics: LatentStatistics, names: Sequence[LatentName] | None, n:
         score = statistics.top_patch_values[:, 0] / np.nan_to_num(statistics.mean_activation, nan=np.inf)
     order = np.argsort(-np.where(fit, score, -np.inf), kind="stable")
     return [int(i) for i in order[:n] if fit[i]]
+
+
+def _opener(store: ActivationStore, images: ImageSource) -> Callable[[int], Image.Image]:
+    """Image `i` of the store from its source, after a look at whether it still is that image."""
+
+    def open_image(i: int) -> Image.Image:
+        sample = images[store.indices[i]]
+        if sample.id != store.ids[i]:
+            raise ValueError(f"{store.config.source or 'The source'} has changed since extraction: number "
+                             f"{store.indices[i]} is {sample.name}, not {store.names[i]}. Extract again.")  # fmt: skip
+        return sample.image
+
+    return open_image
+
+
+def _embed(model: Backbone, store: ActivationStore, open_image, chunk: int = 64) -> Tensor:
+    """Image embeddings of a store's images, a few in memory at a time."""
+    starts = range(0, store.n_images, chunk)
+    return torch.cat(
+        [model.encode_image([open_image(i) for i in range(s, min(s + chunk, store.n_images))]) for s in starts]
+    )
 
 
 def write_report(
@@ -74,9 +99,13 @@ def write_report(
         if not store.config.source:
             raise ValueError("The store does not know where its images are; pass images=...")
         images = load_images(store.config.source)
+    if model.weight_hash != store.config.weight_hash:
+        raise ValueError(f"{model.spec} has the weights {model.weight_hash}, but the store was made with "
+                         f"{store.config.weight_hash}; give the model it was made with.")  # fmt: skip
+    open_image = _opener(store, images)
     names = None
     if vocabulary and model.has_text:
-        embeddings = model.encode_image([images[i].image for i in store.indices])
+        embeddings = _embed(model, store, open_image)
         names = name_latents(
             model, dictionary, vocabulary, mean=store.mean(), image_embeddings=embeddings, templates=("a photo of a {}",),
             top_images=statistics.top_images, top_values=statistics.top_image_values,
@@ -84,11 +113,15 @@ def write_report(
     scores = reconstruction(dictionary, store)
     chosen = _ranked(statistics, names, n_cards)
     marked = {i: str(names[i]) for i in chosen[:6] if names[i].word} if names else {}
-    named = f"{sum(n.word is not None for n in names):,} have a name" if names else "no vocabulary was given"
+    named = (
+        f"{sum(n.word is not None for n in names):,} have a name"
+        if names
+        else "no names without a vocabulary and a text tower"
+    )
     return write_page(
         out,
         f"vlsae: {dictionary.family} dictionary of {model.spec}",
-        f"<h1>{dictionary.n_latents:,} latents of {model.spec}</h1>",
+        f"<h1>{dictionary.n_latents:,} latents of {escape(model.spec)}</h1>",
         paragraph(f"On {store.n_images:,} images, at <code>{store.site}</code>.", "lead"),
         tiles(
             [
@@ -102,7 +135,7 @@ def write_report(
             "Latents worth a look",
             paragraph("Above, the images that activate a latent most; below, where it is active."),
             latent_cards(
-                model, dictionary, statistics, chosen, lambda i: images[store.indices[i]].image, names
+                model, dictionary, statistics, chosen, open_image, names
             ),
         ),
         section(
@@ -124,8 +157,8 @@ def write_report(
             "Model and data",
             facts(
                 {
-                    "Model": f"<code>{model.spec}</code>, weights <code>{store.config.weight_hash}</code>",
-                    "Images": f"<code>{store.config.source or 'given in Python'}</code>",
+                    "Model": f"<code>{escape(model.spec)}</code>, weights <code>{store.config.weight_hash}</code>",
+                    "Images": f"<code>{escape(store.config.source or 'given in Python')}</code>",
                     "Dictionary": f"{dictionary.family}, {dictionary.extra_repr()}",
                     "Written by": f"vlsae {__version__}",
                 }

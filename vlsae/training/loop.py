@@ -92,7 +92,10 @@ def make_config(family: str | None, preset: str | None, options: dict[str, Any])
         raise ValueError(f"Unknown option {unknown[0]!r}; known are {', '.join(TrainConfig.__dataclass_fields__)}.")
     fields = {**(PRESETS[preset] if preset else {}), **options, **({"family": family} if family else {})}
     config = TrainConfig(**fields)
-    if config.family == "relu" and config.dead_policy == "auxk" and "dead_policy" not in fields:
+    kind = DICTIONARIES.get(config.family)
+    if not kind.trainable:
+        raise ValueError(f"{config.family!r} is not trained; make it with its class methods, or train another family.")
+    if kind.penalised and config.dead_policy == "auxk" and "dead_policy" not in fields:
         config = replace(config, dead_policy="ghost")
     return config
 
@@ -114,8 +117,9 @@ class _Run:
 
     def __init__(self, data, config: TrainConfig, out: Path | None, device: torch.device, select):
         self.data, self.config, self.out, self.device, self.select = data, config, out, device, select
-        extra = {"k": config.k} if config.family == "topk" else {}
-        self.dictionary = DICTIONARIES.get(config.family)(data.d, config.n_latents, seed=config.seed, **extra)
+        family = DICTIONARIES.get(config.family)
+        extra = {name: getattr(config, name) for name in family.takes}
+        self.dictionary = family(data.d, config.n_latents, seed=config.seed, **extra)
         self.dictionary.to(device)
         sample = self._sample()
         self.scale = input_scale(sample, config.input_scale)
@@ -124,21 +128,28 @@ class _Run:
         self.objectives = self._objectives(total_variance(sample * self.scale))
         self.optimizer = torch.optim.Adam(self.dictionary.parameters(), lr=config.lr, fused=True)
         self.silent = torch.zeros(config.n_latents, dtype=torch.long, device=device)
-        self.step, self.reader = 0, ReaderState(seed=config.seed)
+        self.step, self.tokens_seen, self.reader = 0, 0, ReaderState(seed=config.seed)
         self.started = time.time()
         self._resume()
 
     def _sample(self) -> Tensor:
-        return next(self._pass(ReaderState(seed=self.config.seed), START_SAMPLE))[0]
+        first = next(self._pass(ReaderState(seed=self.config.seed), START_SAMPLE), None)
+        if first is None:
+            raise ValueError("The data hold no tokens to train on; check `select`.")
+        return first[0]
 
     def _pass(self, state: ReaderState, batch_size: int) -> Iterator[tuple[Tensor, ReaderState]]:
         select = {} if self.select is None else {"select": self.select}
         return self.data.shuffled(batch_size, state, **select)
 
+    def _fingerprint(self) -> str:
+        chosen = "" if self.select is None else f"/{int(self.select.sum())} selected"
+        return self.data.fingerprint + chosen
+
     def _objectives(self, variance: float) -> list:
         c = self.config
         terms: list = [Reconstruction(c.loss_scale, variance)]
-        if c.family == "relu":
+        if self.dictionary.penalised:
             terms.append(L1(c.l1))
         if c.dead_policy == "auxk":
             terms.append(AuxK(c.aux_k or auxiliary_k(self.data.d), c.aux_coefficient))
@@ -149,14 +160,11 @@ class _Run:
     def batches(self) -> Iterator[Tensor]:
         """Batches for the steps that are left, pass after pass, each pass in another order."""
         while self.step < self.config.steps:
-            empty = True
             for x, state in self._pass(self.reader, self.config.batch_size):
-                empty, self.reader = False, state
+                self.reader = state
                 yield x.to(self.device) * self.scale
                 if self.step >= self.config.steps:
                     return
-            if empty and self.reader.position == 0:
-                raise ValueError("The data hold no tokens to train on; check `select`.")
             self.reader = ReaderState(seed=self.reader.seed + 1)
 
     def advance(self, x: Tensor) -> dict | None:
@@ -169,7 +177,8 @@ class _Run:
         terms = {objective.name: objective(state) for objective in self.objectives}
         loss = sum(terms.values())
         if not torch.isfinite(loss):
-            kept = f"the last good checkpoint is in {self.out}" if self.out else "give `out` to keep checkpoints"
+            there = self.out is not None and (self.out / CHECKPOINT).exists()
+            kept = f"the last good checkpoint is in {self.out}" if there else "no checkpoint was written yet"
             raise TrainingDiverged(f"The loss is {loss.item()} at step {self.step}; {kept}. Try a smaller lr.")
         rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
@@ -184,6 +193,7 @@ class _Run:
         fired = (z > 0).any(0)
         self.silent = torch.where(fired, 0, self.silent + len(x))
         self.step += 1
+        self.tokens_seen += len(x)
         told = self.step % config.log_every == 0 or self.step == config.steps
         row = self._row(state, terms, rate, dead) if told else None
         if self.out is not None:
@@ -198,7 +208,7 @@ class _Run:
     def _row(self, state: Step, terms: dict[str, Tensor], rate: float, dead: Tensor) -> dict:
         return {
             "step": self.step,
-            "tokens": self.step * self.config.batch_size,
+            "tokens": self.tokens_seen,
             "lr": rate,
             **{name: term.item() for name, term in terms.items()},
             "ev": explained_variance(state.x, state.xhat).item(),
@@ -216,6 +226,8 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "silent": self.silent,
             "step": self.step,
+            "tokens_seen": self.tokens_seen,
+            "data": self._fingerprint(),
             "reader": [self.reader.seed, self.reader.rank, self.reader.position],
         }
         partial = self.out / f".partial-{CHECKPOINT}"
@@ -236,16 +248,19 @@ class _Run:
                    if state["config"].get(k) != v]  # fmt: skip
         if changed:
             raise ValueError(f"{self.out} holds a run of another recipe ({'; '.join(changed)}); use another folder.")
+        if state["data"] != self._fingerprint():
+            raise ValueError(f"{self.out} holds a run on other data ({state['data']}); use another folder.")
         self.dictionary.load_state_dict(state["dictionary"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.silent, self.step = state["silent"], state["step"]
+        self.silent, self.step, self.tokens_seen = state["silent"], state["step"], state["tokens_seen"]
         self.reader = ReaderState(*state["reader"])
         if log.exists():
-            rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            log.write_text("".join(f"{row}\n" for row in rows))
+            _cut_log(log, self.step)
 
     def finish(self) -> Dictionary:
         """Fold the input scale, write down where the dictionary comes from, save it."""
+        if not all(torch.isfinite(p).all() for p in self.dictionary.parameters()):
+            raise TrainingDiverged("The last step made weights that are not finite; try a smaller lr.")
         if self.scale != 1.0:
             self.dictionary.fold_scale(self.scale)
         store = self.data if isinstance(self.data, ActivationStore) else None
@@ -255,7 +270,7 @@ class _Run:
             "site": store.site if store else None,
             "tokens": store.config.tokens if store else None,
             "source": store.config.source if store else None,
-            "n_tokens_seen": self.config.steps * self.config.batch_size,
+            "n_tokens_seen": self.tokens_seen,
             "input_scale": self.scale,
             "recipe": asdict(self.config),
             "torch": torch.__version__,
@@ -264,6 +279,18 @@ class _Run:
         if self.out is not None:
             save_dictionary(self.dictionary, self.out)
         return self.dictionary
+
+
+def _cut_log(log: Path, step: int) -> None:
+    """Keep the rows up to a step; a line that a kill cut short goes too."""
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue
+    log.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
 
 
 @torch.no_grad()

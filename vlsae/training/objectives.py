@@ -77,7 +77,9 @@ class AuxK:
         codes = torch.zeros_like(step.pre[:, latents]).scatter(-1, at, torch.relu(values))
         left = (error - codes @ step.dictionary.W_dec[latents]).square().sum(-1).mean()
         spread = (error - error.mean(0)).square().sum(-1).mean()
-        return self.coefficient * torch.nan_to_num(left / spread, nan=0.0, posinf=0.0)
+        if spread == 0:  # one token, or nothing left to explain: no direction to go in
+            return step.x.new_zeros(())
+        return self.coefficient * left / spread
 
 
 class GhostGradients:

@@ -5,6 +5,7 @@ from vlsae.world.layout import Layout, SceneObject, SceneOptions, is_held_out
 from vlsae.world.scenes import Scene, Scenes, counterfactual, scenes
 
 __all__ = [
+    "Planted",
     "Layout",
     "Scene",
     "SceneObject",
@@ -13,5 +14,14 @@ __all__ = [
     "concepts",
     "counterfactual",
     "is_held_out",
+    "planted",
     "scenes",
 ]
+
+
+def __getattr__(name: str):
+    if name in ("Planted", "planted"):  # these need torch, scenes do not
+        from vlsae.world import planting
+
+        return getattr(planting, name)
+    raise AttributeError(f"module 'vlsae.world' has no attribute {name!r}")

@@ -128,7 +128,7 @@ def train(out: Path, images: int, seed: int = 0, save_every: int = 200, schedule
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny_clip"))
-    parser.add_argument("--images", type=int, default=600_000, help="scenes to see in all")
+    parser.add_argument("--images", type=int, default=280_000, help="scenes to see in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

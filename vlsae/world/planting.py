@@ -93,6 +93,7 @@ def planted(
         ValueError: for impossible numbers.
 
     Example:
+        >>> from vlsae.world import planted
         >>> x, z = planted(d=8, n_atoms=16, k=2).sample(5)
         >>> x.shape, int((z > 0).sum(1).max())
         (torch.Size([5, 8]), 2)

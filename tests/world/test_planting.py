@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlsae.world.planted import planted
+from vlsae.world import planted
 
 
 def test_data_are_codes_times_atoms():
