@@ -13,7 +13,6 @@ import vlsae
 ROOT = Path(vlsae.__file__).parent
 FLOW = ["registry", "images", "world", "backbones", "activations", "dictionaries", "training", "splice", "concepts",
         "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo", "cli"]  # fmt: skip
-ORCHESTRATORS = {"report.demo"}  # draws a DemoResult, which it knows by type only
 
 
 def _room(module: str) -> str:

@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--data", type=Path, default=RUN / "activations", help="the store")
     report.add_argument("--dictionary", type=Path, default=RUN / "dictionary")
     report.add_argument("--statistics", type=Path, default=RUN / "statistics")
-    report.add_argument("--words", type=Path, default=None, help="a text file with one candidate name a line")
+    report.add_argument(
+        "--words", type=Path, default=None, help="a text file with one candidate name a line, 20 or more"
+    )
     return parser
 
 

@@ -106,7 +106,8 @@ def name_latents(
         image_embeddings: unit embeddings `[images, e]`; the image witness is silent without.
         top_images, top_values: from `LatentStatistics`.
         templates: prompts with one `{}`.
-        threshold: smallest z-score of a name. Among V random words the largest is about sqrt(2 ln V).
+        threshold: smallest z-score of a name. Among V random words the largest is about sqrt(2 ln V); it
+            can never pass sqrt(V - 1), so that a list of fewer than some 20 words hardly names anything.
 
     Returns:
         One `LatentName` a latent.
