@@ -137,9 +137,8 @@ def _statistics(result: DemoResult) -> str:
     return section(
         "Four statistics of every latent",
         paragraph(
-            f"On {result.labelled.n_images:,} held-out scenes of one object each; its class is the label. Latents of "
-            "single objects lie low in frequency and entropy; latents of backgrounds and colours are frequent and fire "
-            "for every class."
+            f"On {result.labelled.n_images:,} held-out scenes of one object each; its class is the label. Latents that find "
+            "one object are dark and strongly active; latents of grounds and colours, to the right, fire for every class."
         ),
         figure(
             latent_scatter(result.labelled, top),
