@@ -11,7 +11,7 @@ import pytest
 import vlsae
 
 ROOT = Path(vlsae.__file__).parent
-FLOW = ["registry", "images", "world", "backbones", "activations", "dictionaries", "training", "splice", "concepts",
+FLOW = ["registry", "atomic", "images", "world", "backbones", "activations", "dictionaries", "training", "splice", "concepts",
         "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo", "cli"]  # fmt: skip
 
 

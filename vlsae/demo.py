@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from vlsae.metrics.result import Metric
 from vlsae.metrics.zero_shot import spliced_zero_shot
 from vlsae.training.loop import train
 from vlsae.world import Scenes, concepts, scenes
+from vlsae.world.clip_data import COVERED
 
 SITE = "vision.-2.resid_post"
-COVERED = 0.25  # a patch shows an object when more than this share of it is the object's ink
 RECIPE = {"n_latents": 1024, "k": 12, "steps": 600, "batch_size": 2048, "lr": 2e-3, "input_scale": "sqrt_d",
           "dead_after_tokens": 300_000, "decay": 0.4}  # fmt: skip
 SINGLE = (1.0, 0.0, 0.0, 0.0)
@@ -153,19 +153,16 @@ def _scores(model, dictionary, names, draws, stores, labels, seed) -> tuple[dict
     metrics |= _name_metrics(names, localisation["sae"], seed)
     found = {name: reconstruction(d, stores["test"]) for name, d in {"sae": dictionary, **bases}.items()}
     for key, metric in found["sae"].items():
-        metrics[key] = _with(metric, {name: found[name][key].value for name in bases} if key != "dead" else {})
+        metrics[key] = replace(
+            metric, baselines={} if key == "dead" else {name: found[name][key].value for name in bases}
+        )
     splice = partial(spliced_zero_shot, model, images=draws["single"], labels=labels, site=SITE,
                      class_names=concepts()["object"], templates=("{}",))  # fmt: skip
     accuracy = {name: splice(basis, modes=("spliced",)) for name, basis in bases.items()} | {"sae": splice(dictionary)}
     for mode, metric in accuracy["sae"].items():
         baselines = {name: accuracy[name]["spliced"].value for name in bases} if mode == "spliced" else {}
-        metrics[metric.name] = _with(metric, {**baselines, "chance": 1 / len(concepts()["object"])})
+        metrics[metric.name] = replace(metric, baselines={**baselines, "chance": 1 / len(concepts()["object"])})
     return localisation, metrics
-
-
-def _with(metric: Metric, baselines: dict[str, float]) -> Metric:
-    return Metric(metric.name, metric.value, metric.n, metric.definition, metric.reference, metric.higher_is_better,
-                  metric.ci, baselines)  # fmt: skip
 
 
 def _localise_all(dictionary, bases, store, owner, seed) -> dict[str, Localisation]:

@@ -20,10 +20,6 @@ def photos():
     return [Image.fromarray(rng.integers(0, 255, (h, w, 3), np.uint8)) for w, h in sizes]
 
 
-def _site(model, site):
-    return site if site.startswith("vision") or model.has_text else None
-
-
 def test_embeddings_are_unit_and_batching_does_not_matter(model, photos):
     """Rows of a batch are computed alone; another batch size may only change the rounding."""
     embedded = model.encode_image(photos)

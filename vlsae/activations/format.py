@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vlsae.atomic import replacing
+
 SCHEMA = 1
 DTYPES = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}
 TOKEN_POLICIES = ("patches", "cls", "patches+cls", "all", "random_k")
@@ -73,12 +75,10 @@ def site_file(site: str) -> str:
 
 def write_json(path: Path, value: dict) -> None:
     """Write so that the file is either the old or the new one, whatever happens."""
-    partial = path.parent / f".partial-{path.name}"
-    with open(partial, "w", encoding="utf-8") as file:
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_config(root: Path) -> StoreConfig:

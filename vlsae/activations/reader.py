@@ -126,8 +126,10 @@ class ActivationStore:
     def images(self, start: int, stop: int) -> Tensor:
         """Activations of images `start` to `stop`, float32 `[n, n_tokens, d]`."""
         parts = []
-        for i, array in enumerate(self._maps):
-            low, high = max(start, self._starts[i]), min(stop, self._starts[i + 1])
+        first = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
+        last = int(np.searchsorted(self._starts, stop, side="left"))
+        for i in range(first, min(last, len(self._maps))):
+            array, low, high = self._maps[i], max(start, self._starts[i]), min(stop, self._starts[i + 1])
             if low < high:
                 parts.append(self._tensor(array[low - self._starts[i] : high - self._starts[i]]))
         if not parts:

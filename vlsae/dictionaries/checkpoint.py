@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlsae import __version__
+from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 
 SCHEMA = 1
@@ -60,12 +60,10 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
             },
         },
     }
-    partial = folder / f".partial-{WEIGHTS}"
-    save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / WEIGHTS)
-    partial = folder / f".partial-{CONFIG}"
-    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CONFIG)
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(weights, partial, metadata={"format": "pt"})
+    with replacing(folder / CONFIG) as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

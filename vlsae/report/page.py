@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from vlsae.atomic import replacing
 from vlsae.heatmaps.render import png_bytes
 
 STYLE = Path(__file__).parent / "style.css"
@@ -85,7 +85,6 @@ def write_page(path: str | Path, title: str, *parts: str) -> Path:
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".partial-{path.name}"
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(html, encoding="utf-8")
     return path

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from vlsae.activations.memory import TensorActivations
 from vlsae.activations.reader import ActivationStore, ReaderState
+from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.checkpoint import save_dictionary
 from vlsae.training.config import PRESETS, TrainConfig
@@ -142,9 +144,12 @@ class _Run:
         select = {} if self.select is None else {"select": self.select}
         return self.data.shuffled(batch_size, state, **select)
 
-    def _fingerprint(self) -> str:
-        chosen = "" if self.select is None else f"/{int(self.select.sum())} selected"
-        return self.data.fingerprint + chosen
+    @cached_property
+    def fingerprint(self) -> str:
+        """The data and the choice among them, hashed once: a run is only continued on the same."""
+        if self.select is None:
+            return self.data.fingerprint
+        return f"{self.data.fingerprint}/{hashlib.blake2b(self.select.tobytes(), digest_size=8).hexdigest()}"
 
     def _objectives(self, variance: float) -> list:
         c = self.config
@@ -217,8 +222,11 @@ class _Run:
             "seconds": round(time.time() - self.started, 3),
         }
 
+    def _is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.dictionary.parameters())
+
     def _save_checkpoint(self) -> None:
-        if not all(torch.isfinite(p).all() for p in self.dictionary.parameters()):
+        if not self._is_finite():
             return  # a checkpoint must be a state from which training can go on; the next loss will stop the run
         state = {
             "config": asdict(self.config),
@@ -227,12 +235,11 @@ class _Run:
             "silent": self.silent,
             "step": self.step,
             "tokens_seen": self.tokens_seen,
-            "data": self._fingerprint(),
+            "data": self.fingerprint,
             "reader": [self.reader.seed, self.reader.rank, self.reader.position],
         }
-        partial = self.out / f".partial-{CHECKPOINT}"
-        torch.save(state, partial)
-        os.replace(partial, self.out / CHECKPOINT)
+        with replacing(self.out / CHECKPOINT) as partial:
+            torch.save(state, partial)
 
     def _resume(self) -> None:
         if self.out is None:
@@ -248,7 +255,7 @@ class _Run:
                    if state["config"].get(k) != v]  # fmt: skip
         if changed:
             raise ValueError(f"{self.out} holds a run of another recipe ({'; '.join(changed)}); use another folder.")
-        if state["data"] != self._fingerprint():
+        if state["data"] != self.fingerprint:
             raise ValueError(f"{self.out} holds a run on other data ({state['data']}); use another folder.")
         self.dictionary.load_state_dict(state["dictionary"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -259,7 +266,7 @@ class _Run:
 
     def finish(self) -> Dictionary:
         """Fold the input scale, write down where the dictionary comes from, save it."""
-        if not all(torch.isfinite(p).all() for p in self.dictionary.parameters()):
+        if not self._is_finite():
             raise TrainingDiverged("The last step made weights that are not finite; try a smaller lr.")
         if self.scale != 1.0:
             self.dictionary.fold_scale(self.scale)

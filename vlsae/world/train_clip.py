@@ -6,13 +6,13 @@ import argparse
 import copy
 import json
 import math
-import os
 import random
 import time
 from pathlib import Path
 
 import torch
 
+from vlsae.atomic import replacing
 from vlsae.world import tiny_clip
 from vlsae.world.clip_data import WORDS, make_batch
 from vlsae.world.clip_losses import Heads, losses
@@ -47,9 +47,8 @@ def _word_prompts(rng: random.Random) -> list[str]:
 
 
 def _save(path: Path, state: dict) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def train(out: Path, images: int, seed: int = 0, save_every: int = 200, schedule_images: int = 0,

@@ -1,0 +1,16 @@
+"""Files that are either the old or the new one, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a partial path to write to; it takes the place of `path` when the block ends without an error."""
+    partial = path.parent / f".partial-{path.name}"
+    yield partial
+    os.replace(partial, path)
