@@ -1,0 +1,66 @@
+"""ADMM (Boyd et al. 2011), SpLiCE's batched solver, with every linear system in `d x d` instead of `K x K`."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from vlsae.splice.prepared import PreparedDictionary
+from vlsae.splice.solvers import SOLVERS
+from vlsae.splice.solvers.fista import gap_of
+
+ITERATIONS = 20_000
+CHECKED = 25
+BLOCK = 256
+RELAXATION = 1.6
+
+
+class _System:
+    """`(2 C C^T + rho I)^{-1} B` for any `rho`: by Woodbury's identity and one eigendecomposition of `C^T C [d, d]`.
+
+    `(2 C C^T + rho I)^{-1} = (I - C (rho / 2 I + C^T C)^{-1} C^T) / rho`.
+    """
+
+    def __init__(self, C: Tensor):
+        self.C = C
+        self.values, self.vectors = torch.linalg.eigh(C.T @ C)
+
+    def solve(self, B: Tensor, rho: Tensor) -> Tensor:
+        inner = ((B @ self.C) @ self.vectors) / (rho / 2 + self.values) @ self.vectors.T
+        return (B - inner @ self.C.T) / rho
+
+
+def _block(Z: Tensor, C: Tensor, system: _System, lam: Tensor, tol: float, iterations: int) -> Tensor:
+    V = U = Z.new_zeros(len(Z), len(C))
+    target = 2 * Z @ C.T
+    rho = Z.new_full((len(Z), 1), 5.0)
+    enough = 0.5 * tol * Z.square().sum(1).clamp_min(1e-30)
+    for i in range(1, iterations + 1):
+        X = system.solve(target + rho * (V - U), rho)
+        X = RELAXATION * X + (1 - RELAXATION) * V
+        new = torch.relu(X + U - 2 * lam[:, None] / rho)
+        U = U + X - new
+        primal, dual, V = (X - new).norm(dim=1, keepdim=True), rho * (new - V).norm(dim=1, keepdim=True), new
+        if i % CHECKED == 0:
+            if bool((gap_of(Z, C, V, lam) <= enough).all()):
+                break
+            factor = (primal / dual.clamp_min(1e-30)).sqrt().clamp(0.5, 2.0)
+            factor = torch.where((factor > 0.8) & (factor < 1.25), torch.ones_like(factor), factor)
+            rho, U = rho * factor, U / factor
+    return V
+
+
+@SOLVERS.register("admm")
+def admm(Z, dictionary: PreparedDictionary, l1: np.ndarray, *, tol, threads, max_iterations=None, device="cpu"):
+    """Over-relaxed ADMM with residual balancing, in double precision on a processor."""
+    real = torch.float64 if torch.device(device).type == "cpu" else torch.float32
+    C = torch.as_tensor(dictionary.C).to(device, real)
+    system, rows = _System(C), []
+    for start in range(0, len(Z), BLOCK):
+        part = slice(start, start + BLOCK)
+        lam = torch.as_tensor(l1[part] / 2).to(device, real)
+        W = _block(torch.as_tensor(Z[part]).to(device, real), C, system, lam, tol, max_iterations or ITERATIONS)
+        rows.append(scipy.sparse.csr_matrix(W.float().cpu().numpy()))
+    return scipy.sparse.vstack(rows, "csr"), np.full(len(Z), np.nan)
