@@ -86,6 +86,23 @@ class Backbone:
         """Vision tokens `[N, d]` through the final norm and projection: `[N, e]`, comparable with text embeddings."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def readout_directions(self, atoms: Tensor, mean: Tensor, step: float | None = None) -> Tensor:
+        """How the read-out moves along directions of the token space, `readout(mean + step a) - readout(mean)`.
+
+        Directions alone cannot be read out: the final LayerNorm has a meaning only around a real token.
+
+        Args:
+            atoms: `[N, d]`; mean: a real token, `[d]`; step: along each atom, the length of `mean` where None.
+
+        Returns:
+            float32 `[N, e]` on the processor, not normalised.
+        """
+        place = next(self.model.parameters())
+        atoms, mean = atoms.to(place), mean.to(place)
+        moved = self.readout(mean + (float(mean.norm()) if step is None else step) * atoms)
+        return (moved - self.readout(mean[None])).float().cpu()
+
     @property
     def logit_scale(self) -> float:
         """What cosine similarities are multiplied by before a softmax."""

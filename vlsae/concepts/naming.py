@@ -47,19 +47,10 @@ def _stand_out(similarity: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return best.indices.numpy(), best.values.numpy()
 
 
-@torch.no_grad()
-def atom_word_similarity(model: Backbone, dictionary: Dictionary, words: Tensor, mean: Tensor, step: float) -> Tensor:
-    """Cosine of each atom's effect on the read-out with each word, `[n_latents, words]`.
-
-    The effect is `readout(mean + step atom) - readout(mean)`: atoms are directions, and the final LayerNorm has a
-    meaning only around a real token.
-    """
-    place = next(model.model.parameters())
-    atoms, mean = dictionary.atoms.to(place), mean.to(place)
-    base = model.readout(mean[None]).float().cpu()
-    moved = model.readout(mean + step * atoms).float().cpu()
+def atom_word_similarity(model: Backbone, dictionary: Dictionary, words: Tensor, mean: Tensor) -> Tensor:
+    """Cosine of each atom's effect on the read-out with each word, `[n_latents, words]`."""
     centred = F.normalize(words - words.mean(0), dim=1)
-    return F.normalize(moved - base, dim=1) @ centred.T
+    return F.normalize(model.readout_directions(dictionary.atoms, mean), dim=1) @ centred.T
 
 
 @torch.no_grad()
@@ -118,8 +109,7 @@ def name_latents(
     if len(vocabulary) < 3:
         raise ValueError(f"{len(vocabulary)} words cannot be told apart by how far one stands out; give at least 3.")
     words = model.classifier(vocabulary, templates).float().cpu()
-    step = float(mean.norm())
-    atom_best, atom_score = _stand_out(atom_word_similarity(model, dictionary, words, mean, step))
+    atom_best, atom_score = _stand_out(atom_word_similarity(model, dictionary, words, mean))
     if image_embeddings is not None and top_images is not None:
         similarity = image_word_similarity(image_embeddings, words, np.asarray(top_images), np.asarray(top_values))
         image_best, image_score = _stand_out(similarity)
