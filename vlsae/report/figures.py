@@ -24,13 +24,13 @@ METHODS = {
 LABEL_DISTANCE = (0.7, 0.12)  # natural logarithms of frequency and activation
 
 
-def _new(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     fig = Figure(figsize=(width, height), dpi=160, layout="constrained")
     FigureCanvasAgg(fig)
     return fig
 
 
-def _png(fig: Figure) -> bytes:
+def png(fig: Figure) -> bytes:
     buffer = BytesIO()
     fig.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -49,7 +49,7 @@ def latent_scatter(statistics: LatentStatistics, marked: dict[int, str] | None =
         statistics: with class sums for entropy and spread; without classes all points are grey.
         marked: latents to label with a word.
     """
-    fig = _new(8.4, 5.2)
+    fig = new_figure(8.4, 5.2)
     ax = fig.subplots()
     alive = np.flatnonzero(statistics.alive)
     x, y = statistics.image_density[alive], statistics.mean_activation[alive]
@@ -80,12 +80,12 @@ def latent_scatter(statistics: LatentStatistics, marked: dict[int, str] | None =
     ax.set_title(f"{len(alive):,} living latents of {statistics.n_latents:,}; {statistics.n_images:,} images",
                  loc="left", fontsize=11)  # fmt: skip
     _clean(ax)
-    return _png(fig)
+    return png(fig)
 
 
 def localisation_curves(found: dict[str, Localisation]) -> bytes:
     """AUROC of every object's best column, sorted, one line a method, as PNG."""
-    fig = _new(8.4, 4.4)
+    fig = new_figure(8.4, 4.4)
     ax = fig.subplots()
     for key, result in found.items():
         label, color, style = METHODS[key]
@@ -102,4 +102,4 @@ def localisation_curves(found: dict[str, Localisation]) -> bytes:
     ax.set_title(f"{n} objects; column chosen on one half of the scenes, scored on the other", loc="left", fontsize=11)
     ax.legend(frameon=False, loc="lower left")
     _clean(ax)
-    return _png(fig)
+    return png(fig)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
 
+from vlsae.splice.audits import GroupAccuracy, group_accuracy
 from vlsae.splice.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vlsae.splice.model import SpLiCE
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,51 @@ def edit_weights(
     found = edited.tocsr().astype(weights.dtype)
     found.eliminate_zeros()
     return found
+
+
+@dataclass(frozen=True)
+class EditAudit:
+    """A classifier before and after concepts were taken out of what it sees.
+
+    Attributes:
+        removed: the concepts.
+        before, after: accuracy in every cell of class and group.
+        changed: share of images whose predicted class changed.
+        cosine: mean cosine of the embeddings before and after.
+    """
+
+    removed: tuple[str, ...]
+    before: GroupAccuracy
+    after: GroupAccuracy
+    changed: float
+    cosine: float
+
+    def table(self) -> str:
+        """Both tables, and in one line what the edit cost."""
+        cost = f"{self.changed:.1%} of predictions changed, mean cosine of the embeddings {self.cosine:.3f}"
+        return f"before\n{self.before}\n\nwithout {', '.join(self.removed)}\n{self.after}\n\n{cost}"
+
+    __str__ = table
+
+
+def audit_edit(
+    splice: SpLiCE, inputs, labels: Sequence, groups: Sequence, predict: Callable[[np.ndarray], Sequence], *,
+    remove: Sequence[str], mode: str = "error_preserving",
+) -> EditAudit:  # fmt: skip
+    """Worst-group accuracy of a classifier of embeddings before and after concepts are removed.
+
+    Args:
+        splice: model and vocabulary.
+        inputs: a `Decomposition`, or what `SpLiCE.decompose` takes.
+        labels, groups: right class, and group (such as the background), of every image.
+        predict: embeddings `[N, e]` to classes, such as a fitted scikit-learn classifier's `predict`.
+        remove: concepts to take out; mode: see `SpLiCE.intervene`.
+
+    Returns:
+        `EditAudit`.
+    """
+    found = inputs if hasattr(inputs, "codes") else splice.decompose(inputs)
+    edited = splice.intervene(found, remove=remove, mode=mode)
+    old, new = np.asarray(predict(found.embeddings)), np.asarray(predict(edited.embeddings))
+    before, after = group_accuracy(old, labels, groups), group_accuracy(new, labels, groups)
+    return EditAudit(tuple(remove), before, after, float((old != new).mean()), float(edited.cosine.mean()))

@@ -1,34 +1,18 @@
-"""The command line: one sub-command a job, each a thin call of one public function."""
+"""Commands of the dictionary side: demo, extract, train, stats, heatmap, report."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 RUN = Path("runs/run")
 
 
-def _parser() -> argparse.ArgumentParser:
-    from vlsae import __version__
-
-    parser = argparse.ArgumentParser(prog="vlsae", description="See, compare and edit the concepts inside CLIP models.")
-    parser.add_argument("--version", action="version", version=f"vlsae {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, summary: str, out: Path) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        command.add_argument("--out", type=Path, default=out, help="where results go")
-        command.add_argument("--seed", type=int, default=0, help="of everything random")
-        command.add_argument("--json", action="store_true", help="print the result as JSON, without progress bars")
-        command.add_argument("--threads", type=int, default=0, help="processor threads; 0: let torch choose")
-        return command
-
+def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> None:
+    """Declare the commands; `add` makes one with the common options."""
     demo = add("demo", "Run everything on the embedded model and scenes, and write a report.", Path("runs/demo"))
     demo.add_argument("--scenes", type=int, default=3000, help="scenes to train on")
 
@@ -67,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--words", type=Path, default=None, help="a text file with one candidate name a line, 20 or more"
     )
-    return parser
 
 
 def _training_options(train: argparse.ArgumentParser) -> None:
@@ -177,33 +160,3 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
 
 COMMANDS = {"demo": _demo, "extract": _extract, "train": _train, "stats": _stats, "heatmap": _heatmap,
             "report": _report}  # fmt: skip
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns 0, or 2 after one sentence about what was wrong."""
-    options = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for noisy in ("open_clip", "huggingface_hub", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
-    try:
-        result = COMMANDS[options.command](options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"vlsae {options.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"vlsae {options.command}: interrupted; run the same command again to continue.", file=sys.stderr)
-        return 130
-    if options.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name}: {value}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
