@@ -12,7 +12,7 @@ import vlsae
 
 ROOT = Path(vlsae.__file__).parent
 FLOW = ["registry", "atomic", "images", "world", "backbones", "activations", "dictionaries", "training", "splice", "concepts",
-        "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo", "cli"]  # fmt: skip
+        "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo_words", "demo", "cli"]  # fmt: skip
 
 
 def _room(module: str) -> str:

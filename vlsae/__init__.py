@@ -18,9 +18,12 @@ _PUBLIC = {
     "latent_statistics": "vlsae.concepts.statistics",
     "name_latents": "vlsae.concepts.naming",
     "heatmap": "vlsae.heatmaps.maps",
+    "SpLiCE": "vlsae.splice.model",
+    "Vocabulary": "vlsae.splice.vocabulary",
+    "ModalityMean": "vlsae.splice.means",
     "run_demo": "vlsae.demo",
 }
-_ROOMS = ("world", "images", "backbones", "activations", "dictionaries", "training", "concepts", "heatmaps",
+_ROOMS = ("world", "images", "backbones", "activations", "dictionaries", "training", "splice", "concepts", "heatmaps",
           "metrics", "report")  # fmt: skip
 
 __all__ = [*_PUBLIC, *_ROOMS, "__version__"]
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from vlsae.dictionaries.checkpoint import load_dictionary
     from vlsae.heatmaps.maps import heatmap
     from vlsae.images.sources import load_images
+    from vlsae.splice.means import ModalityMean
+    from vlsae.splice.model import SpLiCE
+    from vlsae.splice.vocabulary import Vocabulary
     from vlsae.training.loop import train
 
 

@@ -10,7 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a partial path to write to; it takes the place of `path` when the block ends without an error."""
-    partial = path.parent / f".partial-{path.name}"
-    yield partial
-    os.replace(partial, path)
+    """Yield a partial path to write to; it takes the place of `path` when the block ends without an error, else it goes."""
+    partial = path.parent / f".partial-{os.getpid()}-{path.name}"
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # on a full disk its space is needed
+        raise

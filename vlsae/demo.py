@@ -18,6 +18,7 @@ from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model
 from vlsae.concepts.naming import LatentName, name_latents
 from vlsae.concepts.statistics import LatentStatistics, latent_statistics
+from vlsae.demo_words import WordsResult, words_in_scenes
 from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.projection import ProjectionDictionary
 from vlsae.metrics.localisation import Localisation, localise
@@ -46,6 +47,7 @@ class DemoResult:
         statistics: of the latents on the held-out scenes, with reference images.
         labelled: of the latents on single-object scenes, with label entropy and spread.
         localisation: per method, how well its best column localises each object.
+        words: the held-out scenes and the latents in words, by SpLiCE.
         metrics: every score by name.
         seconds: time of each stage.
     """
@@ -59,6 +61,7 @@ class DemoResult:
     statistics: LatentStatistics
     labelled: LatentStatistics
     localisation: dict[str, Localisation]
+    words: WordsResult
     metrics: dict[str, Metric]
     seconds: dict[str, float]
 
@@ -116,12 +119,16 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
     statistics.save(out / "statistics")
     labelled.save(out / "statistics_labelled")
     lap("statistics")
-    names = _names(model, dictionary, stores["train"], draws["test"], statistics)
+    embeddings = model.encode_image(draws["test"])
+    names = _names(model, dictionary, stores["train"], embeddings, statistics)
     lap("names")
     localisation, metrics = _scores(model, dictionary, names, draws, stores, labels, seed)
     lap("scores")
+    words = words_in_scenes(model, dictionary, draws["test"], embeddings, stores["train"].mean())
+    metrics |= words.metrics
+    lap("words")
     result = DemoResult(out, model, dictionary, names, draws["test"], stores["test"], statistics, labelled,
-                        localisation, metrics, seconds)  # fmt: skip
+                        localisation, words, metrics, seconds)  # fmt: skip
     text = json.dumps({name: metric.as_dict() for name, metric in metrics.items()}, indent=1)
     (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
     from vlsae.report.demo import write_demo_report
@@ -131,11 +138,11 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
     return result
 
 
-def _names(model, dictionary, store, drawn, statistics) -> list[LatentName]:
+def _names(model, dictionary, store, embeddings, statistics) -> list[LatentName]:
     kinds = concepts()
     vocabulary = [w for kind in ("object", "color", "background", "texture", "size") for w in kinds[kind]]
     return name_latents(
-        model, dictionary, vocabulary, mean=store.mean(), image_embeddings=model.encode_image(drawn),
+        model, dictionary, vocabulary, mean=store.mean(), image_embeddings=embeddings,
         top_images=statistics.top_images, top_values=statistics.top_image_values,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from vlsae.world import scenes
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([command, *(["build"] if command == "vocab" else []), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("--out", "--seed", "--json"))

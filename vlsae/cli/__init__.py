@@ -10,6 +10,8 @@ from pathlib import Path
 
 from vlsae.cli import sae, splice
 
+COMMANDS = {**sae.COMMANDS, **splice.COMMANDS}
+
 
 def _parser() -> argparse.ArgumentParser:
     from vlsae import __version__
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
         torch.set_num_threads(options.threads)
     try:
-        result = {**sae.COMMANDS, **splice.COMMANDS}[options.command](options)
+        result = COMMANDS[options.command](options)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"vlsae {options.command}: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     penalty.add_argument("--lam", type=float, default=None, help="the paper's lambda, l1 / 2")
     penalty.add_argument("--n-concepts", type=int, default=None, help="a number of concepts in place of a penalty")
     command.add_argument("--method", default="active_set", help="solver; with --n-concepts omp or path")
-    command.add_argument("--mean", default=None, help="image mean: a file, a published name, 'batch', or 'none'; by "
-                         "default the model's own")  # fmt: skip
+    command.add_argument("--mean", default=None, help="mean of the images (of the texts, with --text): a file, a "
+                         "published name, 'batch', or 'none'; by default the model's own")  # fmt: skip
 
 
 def _vocab_options(build: argparse.ArgumentParser) -> None:
@@ -87,11 +88,12 @@ def _splice(options: argparse.Namespace):
     from vlsae.splice import SpLiCE
 
     vocabulary = options.vocabulary or ("tiny" if options.model == "tiny" else "concepts-en")
-    given = {"none": False, None: None}.get(options.mean, options.mean)
+    modality = "text_mean" if getattr(options, "text", False) else "image_mean"
+    mean = {modality: {"none": False, None: None}.get(options.mean, options.mean)}
     return SpLiCE(
         load_model(options.model, options.device), vocabulary, l1=options.l1, lam=options.lam,
-        n_concepts=options.n_concepts, method=options.method, size=options.size, image_mean=given,
-        threads=options.threads or None, progress=not options.json,
+        n_concepts=options.n_concepts, method=options.method, size=options.size,
+        threads=options.threads or None, progress=not options.json, **mean,
     )  # fmt: skip
 
 
@@ -106,6 +108,7 @@ def _pictures(named: list[str]):
 
 
 def _decompose(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.images.decode import open_image
     from vlsae.report.splice import dataset_chart, picture_chart
 
     splice = _splice(options)
@@ -115,7 +118,7 @@ def _decompose(options: argparse.Namespace) -> dict[str, Any]:
     table = options.out / "concepts.json"
     table.write_text(json.dumps([found.as_dict(i) for i in range(len(found))]), encoding="utf-8")
     result: dict[str, Any] = {"model": splice.model.spec, "vocabulary": splice.space.vocabulary.name, "n": len(found),
-                              "concepts": str(table)}  # fmt: skip
+                              "table": str(table)}  # fmt: skip
     if len(found) > 1:
         from vlsae.splice.audits import summarise
 
@@ -127,7 +130,8 @@ def _decompose(options: argparse.Namespace) -> dict[str, Any]:
         if not options.json:
             print(summary.table(TOP))
     else:
-        chart = picture_chart(None if options.text else inputs[0].image, found, 0)
+        image = None if options.text else open_image(found.names[0])  # the one of them that can be read
+        chart = picture_chart(image, found, 0)
         result |= found.as_dict(0) if options.json else {}
         if not options.json:
             print(found.table(0, TOP))
@@ -137,11 +141,14 @@ def _decompose(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _drift(options: argparse.Namespace) -> dict[str, Any]:
+    import numpy as np
+
     from vlsae.images.sources import load_images
     from vlsae.splice.audits import Profile, drift, profile
 
     splice = _splice(options)
-    key = f"{splice.space.key}/{splice.l1 or splice.n_concepts}"
+    mean = options.mean if options.mean == "batch" else zlib.crc32(splice.mean("image", np.zeros((0, 0))))
+    key = f"{splice.space.key}/{splice.l1 or f'{splice.n_concepts} by {splice.method}'}/mean {mean}"
     options.out.mkdir(parents=True, exist_ok=True)
     if options.reference.endswith(".json"):
         reference = Profile.load(options.reference)

@@ -11,6 +11,7 @@ import torch
 
 from vlsae import __version__
 from vlsae.report.cards import latent_cards
+from vlsae.report.demo_words import words_section
 from vlsae.report.figures import METHODS, latent_scatter, localisation_curves
 from vlsae.report.page import cell, facts, figure, paragraph, section, table, tiles, write_page
 from vlsae.world import concepts
@@ -31,12 +32,14 @@ LABELS = {
     "cosine": "Cosine of token and reconstruction",
     "l0": "Active latents a token (L0)",
     "dead": "Dead latents",
+    "words_recall": "SpLiCE: objects among the top 8 words",
+    "words_precision": "SpLiCE: top 8 words that are true",
     "zero_shot_original": "Zero-shot accuracy, untouched",
     "zero_shot_spliced": "Zero-shot accuracy, reconstruction spliced in",
     "zero_shot_error_kept": "Zero-shot accuracy, reconstruction + error",
     "zero_shot_zeroed": "Zero-shot accuracy, patches zeroed",
 }
-COLUMNS = ("neurons", "pca", "random", "shuffled", "chance")
+COLUMNS = ("neurons", "pca", "random", "shuffled", "cosine", "probe", "chance")
 
 
 def write_demo_report(result: DemoResult) -> Path:
@@ -53,6 +56,7 @@ def write_demo_report(result: DemoResult) -> Path:
         _best(result),
         _localisation(result),
         _statistics(result),
+        words_section(result),
         _all_scores(result),
         _worst(result),
         _cards(result),
@@ -157,7 +161,7 @@ def _all_scores(result: DemoResult) -> str:
         )
         known = [(v if metric.higher_is_better else -v, -i) for i, v in enumerate(values) if v is not None]
         best.append(2 - max(known)[1] if metric.higher_is_better is not None and len(known) > 1 else None)
-    head = ["score", "n", "Patch-SAE", "neurons", "PCA", "random", "shuffled", "chance"]
+    head = ["score", "n", "ours", "neurons", "PCA", "random", "shuffled", "cosine", "probe", "chance"]
     return section("All scores, with their baselines", table(head, rows, best))
 
 

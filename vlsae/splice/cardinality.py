@@ -10,6 +10,7 @@ import scipy.sparse
 from vlsae.splice.prepared import PreparedDictionary
 from vlsae.splice.solvers import active_set as solver
 from vlsae.splice.solvers import working_set as ws
+from vlsae.splice.solvers.kernels import above, compiled, dot64, positive_maximum, sweep
 
 METHODS = ("omp", "path")
 TRIALS = 60  # penalties tried a sample
@@ -17,17 +18,17 @@ DESCENT = 0.7  # factor from one penalty to the next, until there are enough con
 SMALLEST = 1e-4  # penalty at which the path ends, as a share of the one that gives no concepts
 
 
-@ws.compiled
+@compiled
 def _pursue(rows, Z, Q, C, gram, scale, made, norms, target, with_gram, samples, s):
     """Add the column of largest positive correlation and fit all weights again, until there are `target`."""
-    unit = 6e-8 * Z.shape[1] * norms[0]
+    unit = 6e-8 * (Z.shape[1] + 64) * norms[0]
     for r in rows:
         idx, w, m, z = samples.idx[r], samples.w[r], samples.size[r], Z[r]
         ws.extend_gram(C, z, Q[r], idx, 0, m, 0.0, True, s)
-        m = ws.fit(idx, w, m, 0, s)
+        m = ws.fit(idx, w, m, 0, True, s)
         samples.status[r] = ws.DONE
         while m < target and samples.rounds[r] < 8 * target + 8:
-            slack, missing = unit * np.sqrt(ws.dot64(z, z)), False
+            slack, missing = unit * np.sqrt(dot64(z, z)), False
             for k in range(m):
                 missing = missing or not made[idx[k]]
                 slack += w[k] * (0.5 * scale[idx[k]] + unit * norms[1 + idx[k]])
@@ -37,23 +38,23 @@ def _pursue(rows, Z, Q, C, gram, scale, made, norms, target, with_gram, samples,
             samples.rounds[r] += 1
             ws.residual(z, C, idx, w, m, s.r)
             if with_gram:
-                ws.sweep(Q[r], gram, scale, idx, w, m, s.corr)
+                sweep(Q[r], gram, scale, idx, w, m, s.corr)
             else:
-                slack = unit * np.sqrt(ws.dot64(z, z))
+                slack = unit * np.sqrt(dot64(z, z))
                 for k in range(C.shape[0]):
-                    s.corr[k] = ws.dot64(C[k], s.r)
-            n = ws.above(s.corr, ws.positive_maximum(s.corr) - 2.0 * slack, s.found)
+                    s.corr[k] = dot64(C[k], s.r)
+            n = above(s.corr, positive_maximum(s.corr) - 2.0 * slack, s.found)
             n = ws.without(s.found, n, idx, m)
-            best, largest = -1, 1e-9 * np.sqrt(ws.dot64(z, z)) * norms[0]
+            best, largest = -1, 1e-9 * np.sqrt(dot64(z, z)) * norms[0]
             for t in range(n):
-                exact = ws.dot64(C[s.found[t]], s.r)
+                exact = dot64(C[s.found[t]], s.r)
                 if exact > largest or (exact == largest and best > s.found[t]):
                     best, largest = s.found[t], exact
             if best < 0:
                 break
             idx[m], w[m] = best, 0.0
             ws.extend_gram(C, z, Q[r], idx, m, m + 1, 0.0, True, s)
-            m = ws.fit(idx, w, m + 1, m, s)
+            m = ws.fit(idx, w, m + 1, m, True, s)
         samples.size[r] = m
 
 
@@ -64,14 +65,13 @@ def pursuit(Z: np.ndarray, dictionary: PreparedDictionary, target: int, threads:
     size = int(np.clip(solver.CORRELATIONS // K, 16, 1024))
     none = np.zeros((1, 1), np.int8), np.zeros(K, np.float32), np.zeros(K, np.bool_)
     scratches = [solver.make_scratch(target + 1, K, d) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool, solver.blas().limit(limits=threads, user_api="blas"), dictionary.lock:
+    with ThreadPoolExecutor(threads) as pool, solver.blas().limit(limits=1, user_api="blas"), dictionary.lock:
+        each = map if threads == 1 else pool.map
         for start in range(0, len(Z), size):
             block = Z[start : start + size]
-            Q, samples, waiting = (
-                block @ dictionary.transposed,
-                solver.empty_samples(len(block), target + 1),
-                np.arange(len(block)),
-            )
+            Q, samples = solver.correlations(block, dictionary, each), solver.empty_samples(len(block), target + 1)
+            waiting = np.arange(len(block))
+            interrupted = np.zeros(len(block), np.bool_)
             while len(waiting):
                 gram = dictionary.quantised if with_gram else none
                 jobs = [
@@ -81,10 +81,10 @@ def pursuit(Z: np.ndarray, dictionary: PreparedDictionary, target: int, threads:
                 ]  # fmt: skip
                 for job in jobs:
                     job.result()
-                waiting = waiting[samples.status[waiting] == ws.MISSING]
+                waiting = solver.again(samples, waiting, interrupted)
                 used = np.arange(target + 1) < samples.size[waiting, None]
                 if len(waiting):
-                    solver.make_gram_rows(dictionary, samples.idx[waiting][used])
+                    solver.make_gram_rows(dictionary, samples.idx[waiting][used], each)
             parts.append(solver.to_csr(samples.size, samples.idx, samples.w, K))
     return scipy.sparse.vstack(parts, "csr")
 
@@ -96,7 +96,9 @@ def path(Z: np.ndarray, dictionary: PreparedDictionary, target: int, tol: float,
         Weights, gaps and penalties. Along the path concepts come (and seldom go) one at a time, so that nearly all
         samples get exactly `target`.
     """
-    highest = np.concatenate([2 * (Z[i : i + 256] @ dictionary.transposed).max(1) for i in range(0, len(Z), 256)])
+    with solver.blas().limit(limits=1, user_api="blas"):
+        blocks = [solver.correlations(Z[i : i + 256], dictionary).max(1) for i in range(0, len(Z), 256)]
+    highest = 2 * np.concatenate(blocks)
     highest = np.maximum(highest.astype(np.float64), 1e-12) * (1 + 1e-6)
     few, enough = np.log(highest), np.full(len(Z), -np.inf)  # penalties, as logarithms, with at most and with more
     gap, used = np.zeros(len(Z)), highest.copy()

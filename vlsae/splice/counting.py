@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -203,7 +204,12 @@ class PhraseCounter:
             "facts": dict(facts), "capacity": self.words.capacity, "keep_stop_words": self.keep_stop_words,
             "kinds": [{"n": len(kind), "total": kind.total, "error": kind.error} for kind in self.kinds],
         }  # fmt: skip
-        with replacing(Path(path)) as partial, gzip.open(partial, "wt", 1, encoding="utf-8", newline="\n") as file:
+        with (
+            replacing(Path(path)) as partial,
+            partial.open("wb") as raw,
+            gzip.GzipFile("", "wb", 1, raw, mtime=0) as zipped,  # neither name nor time: equal counts, equal bytes
+            io.TextIOWrapper(zipped, encoding="utf-8", newline="\n") as file,
+        ):
             file.write(json.dumps(header) + "\n")
             for kind in self.kinds:
                 file.writelines(f"{n}\t{phrase}\n" for phrase, n in kind.items())

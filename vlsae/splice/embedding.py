@@ -103,11 +103,14 @@ def _read(place, rows: int) -> np.ndarray | None:
     if not place.exists():
         return None
     try:
-        found = np.load(place, allow_pickle=False)
+        with place.open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+        if found.ndim != 2 or len(found) != rows or found.dtype != np.float32 or not np.isfinite(found).all():
+            raise ValueError(f"{found.dtype} of shape {found.shape} for {rows} concepts, or values that are not finite")
     except (ValueError, OSError, EOFError) as error:
         log.warning("The cached embeddings %s cannot be read (%s); they are made again.", place.name, error)
         return None
-    return found if found.ndim == 2 and len(found) == rows else None
+    return found
 
 
 def _write(place, embeddings: np.ndarray) -> None:

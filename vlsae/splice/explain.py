@@ -25,7 +25,7 @@ class AtomExplanations:
     Attributes:
         codes: concept weights of every atom.
         explained: share of an atom's squared length that its words give back, `1 - ||z - wC||^2`, `[n_latents]`; 0: none
-            of it lies in the cone of the words, 1: all.
+            of it lies in the cone of the words. With a penalty even one exact word gives `1 - (l1 / 2)^2`.
         texts: the concepts.
     """
 
@@ -64,7 +64,7 @@ def explain_atoms(
         model: whose read-out is used.
         space: from `embed_vocabulary`, or `SpLiCE(...).space`.
         mean: mean activation `[d]` at the dictionary's site; needed unless it lives in the shared space.
-        l1: penalty; n_concepts: a number of words in its place; method, threads: of `solve`.
+        l1: penalty; n_concepts: where given, a number of words in its place; method, threads: of `solve`.
 
     Returns:
         `AtomExplanations`.

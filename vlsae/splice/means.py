@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from vlsae.atomic import replacing
+from vlsae.splice.inputs import embed
 from vlsae.splice.published import MEANS, fetch
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TINY = Path(__file__).parent / "tiny_means.json"
 PUBLISHED_FOR = {  # SpLiCE's means and the names under which their models are loaded
-    "clip_RN50": ("open_clip:RN50/openai", "open_clip:RN50-quickgelu/openai", "hf:openai/clip-rn50"),
+    "clip_RN50": ("open_clip:RN50/openai", "open_clip:RN50-quickgelu/openai"),
     "clip_ViT-B-16": ("open_clip:ViT-B-16/openai", "open_clip:ViT-B-16-quickgelu/openai", "hf:openai/clip-vit-base-patch16"),
     "clip_ViT-B-32": ("open_clip:ViT-B-32/openai", "open_clip:ViT-B-32-quickgelu/openai", "hf:openai/clip-vit-base-patch32"),
     "open_clip_ViT-B-32": ("open_clip:ViT-B-32/laion2b_s34b_b79k", "hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
@@ -73,27 +73,18 @@ class ModalityMean:
 
         Args:
             model: which embeds them.
-            inputs: images (`load_images(...)`, scenes, a list of pictures) or a list of strings.
+            inputs: images (`load_images(...)`, scenes, a list of pictures), a list of strings, embeddings of images, or
+                an `ActivationStore` of site "vision.pooled". Images that cannot be read are left out with a warning.
             data: what they are, for the record; their source's own name where None.
             batch_size: images a forward pass; progress: show a bar.
+
+        Raises:
+            ValueError: for fewer than two.
         """
-        text = len(inputs) > 0 and isinstance(inputs[0], str)
-        encode = model.encode_text if text else model.encode_image
-        parts = []
-        with tqdm(total=len(inputs), desc="mean", unit=" texts" if text else " images", disable=not progress) as bar:
-            for start in range(0, len(inputs), batch_size):
-                batch = [inputs[i] for i in range(start, min(start + batch_size, len(inputs)))]
-                parts.append(encode(batch).cpu().numpy())
-                bar.update(len(batch))
-        if not parts:
-            raise ValueError("The mean of no images was asked for; the folder or list is empty.")
-        what = data or getattr(inputs, "spec", "") or f"{len(inputs)} {'texts' if text else 'images'}"
+        found = embed(model, inputs, batch_size=batch_size, progress=progress)
+        what = data or getattr(inputs, "spec", "") or f"{len(found)} {found.modality}s"
         return cls.of_embeddings(
-            np.concatenate(parts),
-            "text" if text else "image",
-            data=what,
-            spec=model.spec,
-            weight_hash=model.weight_hash,
+            found.embeddings, found.modality, data=what, spec=model.spec, weight_hash=model.weight_hash
         )
 
     def check(self, model: Backbone, modality: str) -> ModalityMean:
@@ -119,7 +110,10 @@ class ModalityMean:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            partial.write_text(json.dumps({"vlsae_mean": 1, **asdict(replace(self, vector=self.vector.tolist()))}))
+            row = {"vlsae_mean": 1, **asdict(replace(self, vector=self.vector.tolist()))}
+            if np.isnan(self.standard_error):
+                row["standard_error"] = None  # JSON has no NaN
+            partial.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
         return path
 
     @classmethod
@@ -140,8 +134,9 @@ class ModalityMean:
             row = json.loads(path.read_text(encoding="utf-8"))
             if row.pop("vlsae_mean") != 1:
                 raise ValueError("another format number")
+            row["standard_error"] = float("nan") if row["standard_error"] is None else row["standard_error"]
             return cls(**{**row, "vector": np.asarray(row["vector"], dtype=np.float32)})
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no mean of vlsae ({error}); write one with `vlsae mean`.") from error
 
 
@@ -153,7 +148,10 @@ def _read_published(path: Path) -> ModalityMean:
         vector = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
         vector = vector.detach().float().flatten().numpy()
     except Exception as error:  # whatever torch raises for a damaged file
-        raise ValueError(f"{path} is no tensor file of SpLiCE ({str(error).splitlines()[0]}).") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is no tensor file of SpLiCE ({why}).") from error
+    if not len(vector) or not np.isfinite(vector).all():
+        raise ValueError(f"{path} holds {len(vector)} numbers, some of them not finite; get it again.")
     name = path.stem.removesuffix("_image")
     return ModalityMean(vector, "image", 0, float("nan"), "MSCOCO train, by AI4LIFE-GROUP/SpLiCE", name)
 

@@ -12,10 +12,11 @@ import scipy.sparse
 from vlsae.splice.decomposition import Decomposition
 from vlsae.splice.editing import Edited, edit_weights
 from vlsae.splice.embedding import embed_vocabulary, unit
-from vlsae.splice.inputs import embed
+from vlsae.splice.inputs import are_texts, embed
 from vlsae.splice.means import ModalityMean, known_mean
 from vlsae.splice.solve import penalty, solve
 from vlsae.splice.vocabulary import Vocabulary
+from vlsae.splice.weights import ConceptWeights
 
 if TYPE_CHECKING:
     from vlsae.backbones.base import Backbone
@@ -68,19 +69,23 @@ class SpLiCE:
     ):  # fmt: skip
         from vlsae.backbones.load import load_model
 
-        self.model = load_model(model)
-        self.space = embed_vocabulary(self.model, Vocabulary.load(vocabulary, size), cache=cache, progress=progress)
         if n_concepts is None and l1 is None and lam is None:
             l1 = L1
         self.l1 = None if n_concepts is not None and l1 is None and lam is None else float(penalty(l1, lam))
         if n_concepts is not None and self.l1 is not None:
             raise ValueError(f"n_concepts={n_concepts} and a penalty were given; give one of them.")
+        for name, mean in (("image_mean", image_mean), ("text_mean", text_mean)):
+            if mean is True:
+                raise ValueError(f"{name}=True; give None for the usual mean, a mean, 'batch', or False for none.")
+        self.model = load_model(model)
+        self.space = embed_vocabulary(self.model, Vocabulary.load(vocabulary, size), cache=cache, progress=progress)
         self.n_concepts, self.method, self.threads = n_concepts, method, threads
         self.inner_normalise, self.progress = inner_normalise, progress
         self._image_mean, self._text_mean = image_mean, text_mean
         for modality, given in (("image", image_mean), ("text", text_mean)):
             if given is not None and not isinstance(given, bool) and str(given) != "batch":
                 self.mean(modality, np.zeros((0, 0)))  # a mean of another model is an error now, not later
+        self._solve(np.zeros((0, self.space.embeddings.shape[1]), np.float32))  # and so is an unknown method
 
     # ---- embeddings and centring -----------------------------------------------------------------------------------
 
@@ -130,6 +135,8 @@ class SpLiCE:
         Returns:
             `Decomposition`.
         """
+        if self._image_mean != "batch" and (modality or ("text" if are_texts(inputs) else "image")) == "image":
+            self.mean("image", np.zeros((0, 0)))  # a missing mean is an error before hours of embedding, not after
         found = embed(self.model, inputs, progress=self.progress)
         embeddings, modality = found.embeddings, modality or found.modality
         if embeddings.shape[1] != self.space.embeddings.shape[1]:
@@ -138,13 +145,22 @@ class SpLiCE:
         if modality not in ("image", "text"):
             raise ValueError(f"modality={modality!r}; give 'image' or 'text'.")
         mean = self.mean(modality, embeddings)
-        codes = solve(
-            unit(embeddings - mean), self.space.prepared, self.l1, n_concepts=self.n_concepts, method=self.method,
-            threads=self.threads,
-        )  # fmt: skip
+        codes = self._solve(unit(embeddings - mean))
         return Decomposition(
             codes, embeddings, self._put_together(codes.weights, mean), self.space, modality, found.names, found.labels
         )
+
+    def _solve(self, z: np.ndarray) -> ConceptWeights:
+        return solve(
+            z, self.space.prepared, self.l1, n_concepts=self.n_concepts, method=self.method, threads=self.threads
+        )
+
+    def _check(self, found: Decomposition) -> Decomposition:
+        if found.space.key != self.space.key:
+            raise ValueError(
+                "The decomposition was made with another model or vocabulary; its weights mean other concepts here."
+            )
+        return found
 
     def _put_together(self, weights: scipy.sparse.spmatrix, mean: np.ndarray) -> np.ndarray:
         combined = np.asarray(weights @ self.space.atoms)
@@ -160,14 +176,16 @@ class SpLiCE:
         Returns:
             float32 `[N, e]`; a row without weights gives the mean's direction.
         """
+        embeddings = np.zeros((0, 0))
         if isinstance(weights, Decomposition):
-            modality, weights = weights.modality, weights.weights
+            found = self._check(weights)
+            modality, weights, embeddings = found.modality, found.weights, found.embeddings
         weights = scipy.sparse.csr_matrix(weights)
         if weights.shape[1] != len(self.space.vocabulary):
             raise ValueError(
                 f"Weights have shape {weights.shape}; the vocabulary has {len(self.space.vocabulary)} concepts."
             )
-        return self._put_together(weights, self.mean(modality, np.zeros((0, 0))))
+        return self._put_together(weights, self.mean(modality, embeddings))
 
     def intervene(
         self, inputs, *, remove: Sequence[str] = (), clamp: Mapping[str, float] | None = None,
@@ -190,9 +208,9 @@ class SpLiCE:
         Raises:
             ValueError: for an unknown concept or mode, or a negative clamp.
         """
-        found = inputs if isinstance(inputs, Decomposition) else self.decompose(inputs)
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}; use one of {', '.join(MODES)}.")
+        found = self._check(inputs) if isinstance(inputs, Decomposition) else self.decompose(inputs)
         changed = edit_weights(found.weights, self.space.vocabulary, remove, clamp or {}, add or {})
         mean = self.mean(found.modality, found.embeddings)
         if mode == "recompose":
@@ -231,7 +249,7 @@ class SpLiCE:
 
         found = images if isinstance(images, Decomposition) else self.decompose(images)
         given = found.labels if labels is None else np.asarray(labels)
-        classes = [int(c) for c in np.unique(given) if c >= 0]
+        classes = [int(c) for c in np.unique(given) if c >= 0] if np.issubdtype(given.dtype, np.integer) else []
         if len(given) != len(found) or not classes:
             raise ValueError(
                 f"{len(given)} labels with {len(classes)} classes were given for {len(found)} images; give one class "

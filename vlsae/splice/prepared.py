@@ -8,6 +8,16 @@ from functools import cached_property
 
 import numpy as np
 
+SCALES = (1e-15, 1e15)  # of the longest row: beyond, products of single precision become 0 or infinite
+
+
+def _array(C) -> np.ndarray:
+    """An array of anything; numpy has no bfloat16."""
+    if hasattr(C, "detach"):
+        C = C.detach().cpu()
+        C = C.float() if C.is_floating_point() and C.element_size() < 4 else C
+    return np.asarray(C)
+
 
 class PreparedDictionary:
     """Rows of a dictionary and what solvers derive from them, kept between calls.
@@ -20,15 +30,22 @@ class PreparedDictionary:
     """
 
     def __init__(self, C):
-        C = np.asarray(C.detach().cpu() if hasattr(C, "detach") else C)
+        from vlsae.splice.solvers.kernels import row_norms
+
+        C = _array(C)
         if C.ndim != 2 or 0 in C.shape:
             raise ValueError(f"The concept dictionary has shape {C.shape}; give [K, d], one concept a row.")
-        self.C = np.ascontiguousarray(C, dtype=np.float32)
-        norms = np.sqrt(np.einsum("kd,kd->k", self.C, self.C, dtype=np.float64))
-        if not np.isfinite(norms).all():
-            bad = int(np.flatnonzero(~np.isfinite(norms))[0])
+        self.C = np.array(C, dtype=np.float32, order="C")  # a copy: the array given may change, or be read-only
+        self.norms = row_norms(self.C)
+        if not np.isfinite(self.norms).all():
+            bad = int(np.flatnonzero(~np.isfinite(self.norms))[0])
             raise ValueError(f"Row {bad} of the concept dictionary holds NaN or infinite values; take it out.")
-        self.norms = norms
+        if not (self.norms.max() == 0 or SCALES[0] <= self.norms.max() <= SCALES[1]):
+            raise ValueError(
+                f"The longest row of the concept dictionary has norm {self.norms.max():.3g}, whose square single precision "
+                "cannot hold; scale the dictionary, usually to rows of norm 1."
+            )
+        self.seen = 0  # samples solved so far
         self.lock = threading.Lock()  # of the Gram rows, which are made on demand
 
     @property
@@ -43,7 +60,9 @@ class PreparedDictionary:
     @cached_property
     def transposed(self) -> np.ndarray:
         """`[d, K]`, contiguous: the layout in which the first matrix product is fastest."""
-        return np.ascontiguousarray(self.C.T)
+        import torch
+
+        return torch.from_numpy(self.C).T.contiguous().numpy()  # numpy's own copy takes four times as long
 
     @cached_property
     def gram(self) -> np.ndarray:
@@ -67,10 +86,11 @@ def prepare(C) -> PreparedDictionary:
         return C
     if not hasattr(C, "detach"):
         C = np.asarray(C)
-    array = np.ascontiguousarray(C.detach().cpu() if hasattr(C, "detach") else C)
+    array = np.ascontiguousarray(_array(C))
     fingerprint = _fingerprint(array)
-    if _last is not None and _last[0]() is C and _last[1] == fingerprint:
-        return _last[2]
+    last = _last  # read once: another thread may replace it
+    if last is not None and last[0]() is C and last[1] == fingerprint:
+        return last[2]
     prepared = PreparedDictionary(array)
     _last = weakref.ref(C, _forget), fingerprint, prepared
     return prepared
@@ -78,12 +98,13 @@ def prepare(C) -> PreparedDictionary:
 
 def _forget(reference: weakref.ref) -> None:
     global _last
-    if _last is not None and _last[0] is reference:
+    last = _last
+    if last is not None and last[0] is reference:
         _last = None
 
 
 def _fingerprint(array: np.ndarray) -> int:
-    from vlsae.splice.solvers.working_set import checksum
+    from vlsae.splice.solvers.kernels import checksum
 
     if array.dtype not in (np.float32, np.float64):
         return 0 if array.size == 0 else hash(array.tobytes())

@@ -8,15 +8,15 @@ has its 5,001 two-word concepts *first*, so that asking for the 10,000 most freq
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlsae.atomic import replacing
-from vlsae.splice.vocabulary import Concept, Vocabulary
+from vlsae.splice.vocabulary import Concept, Vocabulary, check_size
 
 log = logging.getLogger("vlsae")
 
@@ -66,8 +66,8 @@ def fetch(item: Published) -> Path:
     """The file on disk, downloaded once and checked against its checksum.
 
     Raises:
-        OSError: where there is neither a file nor a network; says where to put the file.
-        ValueError: for a file with another content.
+        OSError: where there is no file and it cannot be downloaded; says where to put it.
+        ValueError: for a file on disk with another content.
     """
     place = cache_folder() / "splice" / Path(item.path).name
     address = f"{REPOSITORY}/{item.path}"
@@ -75,11 +75,16 @@ def fetch(item: Published) -> Path:
         try:
             with urllib.request.urlopen(address, timeout=20) as answer:
                 content = answer.read()
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:  # the latter for a connection that breaks off
             raise OSError(
                 f"SpLiCE's {place.name} is not on disk and could not be downloaded ({error}). Where there is a network, get "
                 f"{address}; put it at {place} (or set VLSAE_CACHE), or give the path of your copy in place of the name."
             ) from error
+        if hashlib.sha256(content).hexdigest() != item.sha256:
+            raise OSError(
+                f"What came from {address} is not the published file ({len(content):,} bytes with another checksum; a proxy "
+                f"may have answered). Get it by other means and put it at {place}, or give its path in place of the name."
+            )
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place) as partial:
             partial.write_bytes(content)
@@ -108,10 +113,11 @@ def read_lines(path: Path, size: int | None = None) -> Vocabulary:
         The vocabulary without blank lines and repetitions, with what was left out in its provenance.
 
     Raises:
-        ValueError: for a file that is no text, or holds no concept.
+        ValueError: for a file that is no text, or holds no concept, or a size below 1.
 
-    Warns in the log of blank lines, repetitions, and two-word concepts that `size` leaves out altogether.
+    Warns in the log of blank lines and repetitions, and where `size` leaves out more than half of the two-word concepts.
     """
+    check_size(size)
     content = path.read_bytes()
     try:
         lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 import numpy as np
 import scipy.sparse
 
-from vlsae.splice.prepared import prepare
+from vlsae.splice.prepared import SCALES, prepare
 from vlsae.splice.solvers import SOLVERS
 from vlsae.splice.weights import ConceptWeights
 
@@ -36,18 +37,21 @@ def _rows(Z, d: int) -> np.ndarray:
     Z = np.asarray(Z.detach().cpu().float() if hasattr(Z, "detach") else Z)
     if Z.ndim != 2 or Z.shape[1] != d:
         raise ValueError(f"Samples have shape {Z.shape}; this dictionary decomposes [N, {d}].")
-    Z = np.ascontiguousarray(Z, dtype=np.float32)
+    Z = np.require(Z, np.float32, ["C", "W"])  # read-only arrays would be compiled for once more
     if not np.isfinite(Z).all():
         bad = int(np.flatnonzero(~np.isfinite(Z).all(1))[0])
         raise ValueError(f"Sample {bad} holds NaN or infinite values; leave it out, or encode it again in float32.")
+    if Z.size and max(Z.max(), -Z.min()) > SCALES[1]:
+        raise ValueError(f"Samples hold values up to {np.abs(Z).max():.3g}; scale them, usually to norm 1.")
     return Z
 
 
 def objective(Z, C, weights: scipy.sparse.csr_matrix, l1) -> np.ndarray:
     """`||z - wC||^2 + l1 ||w||_1` of every sample in double precision, `[N]`."""
     C = prepare(C).C.astype(np.float64)
-    residual = np.asarray(Z, dtype=np.float64) - weights.astype(np.float64) @ C
-    return (residual**2).sum(1) + np.asarray(l1) * np.asarray(weights.sum(1, dtype=np.float64)).ravel()
+    weights = weights.astype(np.float64)  # scipy sums single precision in single precision, whatever dtype is asked for
+    residual = np.asarray(Z, dtype=np.float64) - weights @ C
+    return (residual**2).sum(1) + np.asarray(l1) * np.asarray(weights.sum(1)).ravel()
 
 
 def duality_gap(Z, C, weights: scipy.sparse.csr_matrix, l1) -> np.ndarray:
@@ -76,7 +80,7 @@ def duality_gap(Z, C, weights: scipy.sparse.csr_matrix, l1) -> np.ndarray:
         part = slice(start, start + CERTIFIED)
         w = weights[part].astype(np.float64)
         r = Z[part] - w @ C
-        t = np.minimum(1.0, l1[part] / np.maximum(2.0 * (r @ C.T).max(1), 1e-300))
+        t = l1[part] / np.maximum(2.0 * (r @ C.T).max(1), l1[part])
         rr, rz = (r * r).sum(1), (r * Z[part]).sum(1)
         gaps[part] = (1 + t * t) * rr + l1[part] * np.asarray(w.sum(1)).ravel() - 2 * t * rz
     return np.maximum(gaps, 0.0)
@@ -88,14 +92,22 @@ def thread_count(threads: int | None) -> int:
         import torch
 
         threads = torch.get_num_threads()
-    if threads < 1:
-        raise ValueError(f"threads={threads}; give at least 1, or None for torch's number.")
+    if not isinstance(threads, (int, np.integer)) or threads < 1:
+        raise ValueError(f"threads={threads}; give a whole number from 1, or None for torch's number.")
     return min(threads, os.cpu_count() or 1)
+
+
+def _certified(Z, dictionary, weights, gap, l1) -> ConceptWeights:
+    """With the gaps that the solver left open, where there is a penalty."""
+    unknown = np.flatnonzero(np.isnan(gap) & (l1 > 0))
+    if len(unknown):
+        gap[unknown] = duality_gap(Z[unknown], dictionary, weights[unknown], l1[unknown])
+    return ConceptWeights(weights, gap, l1)
 
 
 def solve(
     Z, C, l1=None, *, lam=None, n_concepts: int | None = None, method: str = "active_set", tol: float = 1e-6,
-    max_iterations: int | None = None, threads: int | None = None,
+    max_iterations: int | None = None, threads: int | None = None, device: str | None = None,
 ) -> ConceptWeights:  # fmt: skip
     """Decompose samples into few rows of a dictionary with non-negative weights.
 
@@ -105,7 +117,7 @@ def solve(
     Args:
         Z: samples `[N, d]`, array or tensor; SpLiCE's are centred and of unit norm.
         C: dictionary `[K, d]`, array, tensor or `prepare(C)`. What was derived from an array is kept while it lives
-            unchanged, so that further calls are quicker; a tensor on a CUDA device is solved there.
+            unchanged, so that further calls are quicker.
         l1: penalty, a number or one a sample, above 0. `w` is 0 where `l1 >= 2 max_j C_j.z`.
         lam: the paper's name for `l1 / 2`; give one of the two.
         n_concepts: instead of a penalty: with "omp" exactly that many (fewer only where no column with a positive
@@ -115,6 +127,8 @@ def solve(
         tol: duality gap, relative to `||z||^2`, at which a sample is done.
         max_iterations: of the iterative methods; None for their own.
         threads: processor threads; None for torch's number.
+        device: of "active_set_torch", "fista" and "admm"; None: a CUDA device where `C` or `Z` lies on one, in whose
+            case "active_set" stands for "active_set_torch".
 
     Returns:
         `ConceptWeights`, with `.to_scipy()` CSR `[N, K]` and the certificate `.gap` `[N]`.
@@ -129,9 +143,13 @@ def solve(
         >>> found.to_scipy().toarray().tolist()
         [[0.25, 0.75]]
     """
-    on_device = getattr(C, "is_cuda", False) or getattr(Z, "is_cuda", False)
-    if on_device and method == "active_set":
+    device = device or next((str(t.device) for t in (C, Z) if getattr(t, "is_cuda", False)), "cpu")
+    if device != "cpu" and method == "active_set" and n_concepts is None:
         method = "active_set_torch"
+    if not 0 <= tol < np.inf:
+        raise ValueError(
+            f"tol={tol}; give a number from 0: the duality gap, relative to ||z||^2, that is small enough."
+        )
     dictionary = prepare(C)
     rows = _rows(Z, dictionary.shape[1])
     threads = thread_count(threads)
@@ -141,7 +159,7 @@ def solve(
         if l1 is not None or lam is not None:
             raise ValueError(f"n_concepts={n_concepts} and a penalty were given; give one of them.")
         weights, gap, used = limited(rows, dictionary, n_concepts, method=method, tol=tol, threads=threads)
-        return ConceptWeights(weights, gap, used)
+        return _certified(rows, dictionary, weights, gap, used)
     value = penalty(l1, lam)
     if value.ndim and value.shape != (len(rows),):
         raise ValueError(f"The penalty has shape {value.shape}; give a number, or one for each of {len(rows)} samples.")
@@ -151,8 +169,8 @@ def solve(
         return ConceptWeights(
             scipy.sparse.csr_matrix((0, dictionary.shape[0]), dtype=np.float32), np.zeros(0), per_sample
         )
-    weights, gap = solver(rows, dictionary, per_sample, tol=tol, threads=threads, max_iterations=max_iterations)
-    unknown = np.flatnonzero(np.isnan(gap))
-    if len(unknown):
-        gap[unknown] = duality_gap(rows[unknown], dictionary, weights[unknown], per_sample[unknown])
-    return ConceptWeights(weights, gap, per_sample)
+    placed = {"device": device} if "device" in inspect.signature(solver).parameters else {}
+    weights, gap = solver(
+        rows, dictionary, per_sample, tol=tol, threads=threads, max_iterations=max_iterations, **placed
+    )
+    return _certified(rows, dictionary, weights, gap, per_sample)

@@ -87,7 +87,7 @@ def trade_off(
     """Decompose the same embeddings with several penalties and score what comes back (SpLiCE, section 5.1).
 
     Args:
-        splice: model, vocabulary and centring; its own penalty is not used.
+        splice: model, vocabulary, centring and way of reconstruction; its own penalty is not used.
         inputs: images, embeddings or a store, as for `SpLiCE.decompose`.
         l1s: penalties.
         labels: class number of every image, with `class_names`, for zero-shot accuracy ("a photo of a {}").
@@ -127,7 +127,9 @@ def trade_off(
         made = []
         for l1 in l1s:
             codes = solve(z, atoms, l1, threads=splice.threads)
-            made.append(point(l1, float(codes.l0.mean()), unit(np.asarray(codes.weights @ atoms) + mean)))
+            combined = np.asarray(codes.weights @ atoms)
+            back = unit((unit(combined) if splice.inner_normalise else combined) + mean)
+            made.append(point(l1, float(codes.l0.mean()), back))
         return tuple(made)
 
     directions = np.random.default_rng(seed).standard_normal(splice.space.atoms.shape).astype(np.float32)

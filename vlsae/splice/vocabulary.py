@@ -58,7 +58,12 @@ class Vocabulary:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        if isinstance(self.concepts, str):
+            raise ValueError(f"The concepts are the string {self.concepts!r}; give a list of strings.")
         made = tuple(c if isinstance(c, Concept) else Concept(c) for c in self.concepts)
+        wrong = next((c.text for c in made if not isinstance(c.text, str)), None)
+        if wrong is not None:
+            raise ValueError(f"The vocabulary {self.name!r} holds {wrong!r}, which is no string; give strings.")
         object.__setattr__(self, "concepts", made)
         if self.template.count("{}") != 1:
             raise ValueError(f"The template {self.template!r} needs exactly one '{{}}', where the concept goes.")
@@ -135,7 +140,8 @@ class Vocabulary:
         return replace(self, concepts=tuple(replace(self[i], parent=nearest(self[i])) for i in wanted))
 
     def head(self, n: int) -> Vocabulary:
-        """The `n` most frequent concepts."""
+        """The `n` most frequent concepts, n >= 1."""
+        check_size(n)
         return self.keep(range(min(n, len(self))))
 
     def of_words(self, n: int) -> Vocabulary:
@@ -166,10 +172,10 @@ class Vocabulary:
             source: "concepts-en" or "tiny" (built in), "laion", "laion_bigrams" or "mscoco" (SpLiCE's published
                 lists), a file written by `save`, a text file with one concept a line (SpLiCE's own files are
                 recognised by name and read from rare to frequent), or the strings themselves.
-            size: keep the most frequent ones only.
+            size: keep the most frequent ones only; all where None.
 
         Raises:
-            ValueError: for an unknown name, or a file that is not what it should be.
+            ValueError: for an unknown name, a size below 1, or a file that is not what it should be.
             OSError: for a missing file, or a published list that is neither on disk nor to be had.
         """
         from vlsae.splice.published import PUBLISHED, load_published, read_lines
@@ -194,7 +200,13 @@ class Vocabulary:
             built_in = sorted(p.stem for p in BUILT_IN.glob("*.jsonl"))
             names = ", ".join([*built_in, "tiny", *PUBLISHED])
             raise ValueError(f"Unknown vocabulary {str(source)!r}; give one of {names}, or the path of a file.")
-        return found.head(size) if size else found
+        return found if size is None else found.head(size)
+
+
+def check_size(n: int | None) -> None:
+    """Refuse a number of concepts below 1, such as the -1 that stands for all of them in SpLiCE's own code."""
+    if n is not None and n < 1:
+        raise ValueError(f"size={n}; give at least 1, or None for the whole vocabulary.")
 
 
 def _read_json_lines(path: Path) -> Vocabulary:
@@ -209,7 +221,7 @@ def _read_json_lines(path: Path) -> Vocabulary:
         concepts = tuple(
             Concept(r["text"], r.get("count"), tuple(r.get("tags", ())), r.get("parent", "")) for r in rows
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no vocabulary file of vlsae ({error}); write one with `vlsae vocab build`."
         ) from error

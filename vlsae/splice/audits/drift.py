@@ -77,7 +77,7 @@ class DriftReport:
         first = (
             f"{'DRIFT' if drifted else 'no drift'}: {len(drifted)} of {len(self.rows)} tested concepts changed "
             f"({self.n_before} -> {self.n_now} images, FDR {self.fdr:g}, effect >= {self.min_effect:g}; "
-            f"a change of {self.detectable:.3f} of a prevalence of one half would be found with power .8)"
+            f"{self._power()})"
         )
         head = ["concept", "prevalence", "now", "mean", "mean now", "KS", "PSI", "q"]
         rows = [
@@ -88,6 +88,11 @@ class DriftReport:
 
     def __str__(self) -> str:
         return self.table()
+
+    def _power(self) -> str:
+        if not np.isfinite(self.detectable):
+            return "too few images to find any change with power .8"
+        return f"a change of {self.detectable:.3f} of a prevalence of one half would be found with power .8"
 
     def as_dict(self, n: int = 50) -> dict[str, Any]:
         """What JSON holds: the verdict, and the `n` concepts with the smallest q beside all that drifted."""

@@ -71,7 +71,9 @@ class SpuriousRanking:
             for r in self.top(n=n)
         ]  # fmt: skip
         return f"{self.n} images, {len(self.sizes)} classes; score = {self.first_factor} x misfit x gap\n" + (
-            aligned(head, rows) if rows else "no concept is associated with a class"
+            aligned(head, rows)
+            if rows
+            else "no concept is associated with a class and, with groups, seen in two of its groups"
         )
 
     def __str__(self) -> str:

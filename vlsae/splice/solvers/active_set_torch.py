@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlsae.splice.prepared import PreparedDictionary
 from vlsae.splice.solvers import SOLVERS
+from vlsae.splice.solvers.working_set import IDLE, PROGRESS
 
 FIRST, MORE = 12, 8
 ROUNDS = 400
@@ -35,7 +36,7 @@ def _fit(A: Tensor, b: Tensor, w: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
         first = bad & (ratio <= step)
         step = torch.where(bad.any(1, keepdim=True), step.clamp(max=1.0), torch.ones_like(step))
         w = (w + step * (x - w)).clamp_min(0.0)
-        on = on & ~first & ~(bad & (w <= 1e-12))
+        on = on & ~first & ~(bad & (w <= 0))
         w = w * on
     return w, on
 
@@ -49,12 +50,13 @@ def _room(idx: Tensor, w: Tensor, on: Tensor, wanted: int) -> tuple[Tensor, Tens
     return tuple(torch.nn.functional.pad(t, pad) for t in (idx, w, on))
 
 
-def _strongest(corr: Tensor, idx: Tensor, on: Tensor, take: int) -> Tensor:
-    """Columns with the largest correlations outside the working sets, `[n, take]`."""
+def _strongest(corr: Tensor, idx: Tensor, on: Tensor, take: int) -> tuple[Tensor, Tensor]:
+    """Columns with the largest correlations outside the working sets, `[n, take]`; and which of them are outside."""
     inside = torch.where(on, idx, idx.gather(1, on.int().argmax(1, keepdim=True)))
     some = on.any(1, keepdim=True)
     corr.scatter_(1, inside, torch.where(some, -torch.inf, corr.gather(1, inside)).to(corr.dtype))
-    return corr.topk(take, 1).indices
+    values, columns = corr.topk(take, 1)
+    return columns, values > -torch.inf
 
 
 def _block(Z: Tensor, C: Tensor, lam: Tensor, tol: float) -> tuple[Tensor, Tensor]:
@@ -63,14 +65,18 @@ def _block(Z: Tensor, C: Tensor, lam: Tensor, tol: float) -> tuple[Tensor, Tenso
     idx = torch.zeros(n, 4 * FIRST, dtype=torch.long, device=Z.device)
     w, on = torch.zeros_like(idx, dtype=exact), torch.zeros_like(idx, dtype=torch.bool)
     alive, r = torch.arange(n, device=Z.device), Z.double()
-    slack = tol * Z.square().sum(1).double()
+    squared = Z.double().square().sum(1)
+    slack, best, idle = tol * squared, torch.full_like(squared, torch.inf), torch.zeros_like(alive)
     for number in range(ROUNDS):
         take = min(FIRST if number == 0 else max(MORE, int(on.sum(1).max()) // 8), len(C))
-        column = _strongest(r.to(Z.dtype) @ C.T, idx[alive], on[alive], take)
+        column, outside = _strongest(r.to(Z.dtype) @ C.T, idx[alive], on[alive], take)
         exact_corr = torch.einsum("ntd,nd->nt", C[column].double(), r)
         allowed = torch.minimum(slack[alive] / (8 * w[alive].sum(1)), 1e-4 * lam[alive])
-        violated = exact_corr - lam[alive, None] > allowed[:, None]
-        keep = violated.any(1)
+        violated = outside & (exact_corr - lam[alive, None] > allowed[:, None])
+        value = r.square().sum(1) + 2 * lam[alive] * w[alive].sum(1)
+        idle[alive] = torch.where(value < best[alive] - PROGRESS * squared[alive], 0, idle[alive] + 1)
+        best[alive] = torch.minimum(value, best[alive])
+        keep = violated.any(1) & (idle[alive] <= IDLE)
         if not bool(keep.any()):
             break
         alive, column, violated = alive[keep], column[keep], violated[keep]

@@ -35,14 +35,16 @@ class _System:
 def _block(Z: Tensor, C: Tensor, system: _System, lam: Tensor, tol: float, iterations: int) -> Tensor:
     V = U = Z.new_zeros(len(Z), len(C))
     target = 2 * Z @ C.T
-    rho = Z.new_full((len(Z), 1), 5.0)
+    squared = C.square().sum(1).max().clamp_min(1e-30)  # the unit of rho, without which the balance depends on scales
+    rho = (5.0 * squared).expand(len(Z), 1)
     enough = 0.5 * tol * Z.square().sum(1).clamp_min(1e-30)
     for i in range(1, iterations + 1):
         X = system.solve(target + rho * (V - U), rho)
         X = RELAXATION * X + (1 - RELAXATION) * V
         new = torch.relu(X + U - 2 * lam[:, None] / rho)
         U = U + X - new
-        primal, dual, V = (X - new).norm(dim=1, keepdim=True), rho * (new - V).norm(dim=1, keepdim=True), new
+        primal, dual = (X - new).norm(dim=1, keepdim=True), rho / squared * (new - V).norm(dim=1, keepdim=True)
+        V = new
         if i % CHECKED == 0:
             if bool((gap_of(Z, C, V, lam) <= enough).all()):
                 break

@@ -7,7 +7,7 @@ import scipy.sparse
 
 from vlsae.splice.prepared import PreparedDictionary
 from vlsae.splice.solvers import SOLVERS
-from vlsae.splice.solvers.working_set import compiled, dot64
+from vlsae.splice.solvers.kernels import compiled, dot64
 
 ITERATIONS = 100_000  # sweeps over the active concepts
 

@@ -1,7 +1,6 @@
 """Compiled inner steps of the active-set solver: pick violators, fit the working set, certify.
 
 Every function works on one sample with correlations `c = C r` of its residual `r = z - w C`; `lam = l1 / 2`.
-Sums may be reassociated (fast-math): inputs are finite by then, and the certificate bounds every rounding error.
 """
 
 from __future__ import annotations
@@ -9,144 +8,22 @@ from __future__ import annotations
 from collections import namedtuple
 
 import numpy as np
-from numba import njit
 
-FAST = {"contract", "reassoc", "nnan", "ninf", "nsz", "arcp"}
-BLOCK = 2048  # columns of a sweep: eight rows of int8 and the output stay in the first-level cache
-PIVOT = 1e-7  # smallest relative Cholesky pivot; single-precision inner products cannot tell less from dependence
+from vlsae.splice.solvers.kernels import above, compiled, dot32, dot64, four_dots, positive_maximum, sweep
+
+PIVOT = 1e-5  # relative Cholesky pivot below which columns, in single precision, look dependent
+RIDGE = 1e-11  # added to the diagonal, relative, in double precision: decides between dependent columns
 
 DONE, MISSING, FULL, STALLED = 0, 1, 2, 3
 
-Samples = namedtuple("Samples", "idx w size status rounds gap precise")  # one row a sample: its working set and outcome
+Samples = namedtuple("Samples", "idx w size status rounds gap precise best idle level")  # one row a sample
 Scratch = namedtuple("Scratch", "corr found A L b x y keep r exact")  # of one thread
 
 STRONG = 0.25  # share of the strongest violation that a column needs to be added
-ROUGH = 1e-5  # relative violation below which single precision is at its end
-
-compiled = njit(fastmath=FAST, error_model="numpy", nogil=True, cache=True)
-
-
-@compiled
-def dot32(a, b):
-    total = np.float32(0.0)
-    for i in range(a.shape[0]):
-        total += a[i] * b[i]
-    return total
-
-
-@compiled
-def four_dots(row, a, b, c, d):
-    """Inner products of one row with four others: the row is read once."""
-    s = t = u = v = np.float32(0.0)
-    for i in range(row.shape[0]):
-        s += row[i] * a[i]
-        t += row[i] * b[i]
-        u += row[i] * c[i]
-        v += row[i] * d[i]
-    return s, t, u, v
-
-
-@compiled
-def dot64(a, b):
-    total = 0.0
-    for i in range(a.shape[0]):
-        total += np.float64(a[i]) * b[i]
-    return total
-
-
-@compiled
-def checksum(words):
-    """Of the values and their order."""
-    total, place = np.uint64(0), np.uint64(0)
-    for i in range(words.shape[0]):
-        place += np.uint64(0x9E3779B97F4A7C15)
-        total += (np.uint64(words[i]) + np.uint64(1)) * (place | np.uint64(1))
-    return total
-
-
-@compiled
-def quantise(G, rows, gram, scale, made):
-    """File rows of the Gram matrix as int8 with one scale a row."""
-    for i in range(G.shape[0]):
-        largest = np.float32(0.0)
-        for j in range(G.shape[1]):
-            largest = max(largest, abs(G[i, j]))
-        scale[rows[i]] = largest / np.float32(127.0)
-        inverse = np.float32(127.0) / largest if largest > 0 else np.float32(0.0)
-        target = gram[rows[i]]
-        for j in range(G.shape[1]):
-            target[j] = np.int8(np.rint(G[i, j] * inverse))
-        made[rows[i]] = True
-
-
-@compiled
-def sweep(q, gram, scale, idx, w, m, corr):
-    """`corr = q - sum_k w_k G[idx_k]` from quantised rows `G[k] = scale_k gram[k]`."""
-    for c0 in range(0, q.shape[0], BLOCK):
-        c1 = min(q.shape[0], c0 + BLOCK)
-        out, first = corr[c0:c1], q[c0:c1]
-        for j in range(c1 - c0):
-            out[j] = first[j]
-        k = 0
-        while k + 8 <= m:
-            a = np.float32(w[k] * scale[idx[k]])
-            b = np.float32(w[k + 1] * scale[idx[k + 1]])
-            c = np.float32(w[k + 2] * scale[idx[k + 2]])
-            d = np.float32(w[k + 3] * scale[idx[k + 3]])
-            e = np.float32(w[k + 4] * scale[idx[k + 4]])
-            f = np.float32(w[k + 5] * scale[idx[k + 5]])
-            g = np.float32(w[k + 6] * scale[idx[k + 6]])
-            h = np.float32(w[k + 7] * scale[idx[k + 7]])
-            ga, gb, gc, gd = (
-                gram[idx[k], c0:c1],
-                gram[idx[k + 1], c0:c1],
-                gram[idx[k + 2], c0:c1],
-                gram[idx[k + 3], c0:c1],
-            )
-            ge, gf, gg, gh = (
-                gram[idx[k + 4], c0:c1],
-                gram[idx[k + 5], c0:c1],
-                gram[idx[k + 6], c0:c1],
-                gram[idx[k + 7], c0:c1],
-            )
-            for j in range(c1 - c0):
-                out[j] -= (
-                    (a * np.float32(ga[j]) + b * np.float32(gb[j])) + (c * np.float32(gc[j]) + d * np.float32(gd[j]))
-                ) + ((e * np.float32(ge[j]) + f * np.float32(gf[j])) + (g * np.float32(gg[j]) + h * np.float32(gh[j])))
-            k += 8
-        while k < m:
-            a = np.float32(w[k] * scale[idx[k]])
-            ga = gram[idx[k], c0:c1]
-            for j in range(c1 - c0):
-                out[j] -= a * np.float32(ga[j])
-            k += 1
-
-
-@compiled
-def positive_maximum(values):
-    """Largest value, or 0 where none is positive; floats above zero are ordered like their bits, whose maximum is quick."""
-    bits, largest = values.view(np.int32), np.int32(0)
-    for j in range(bits.shape[0]):
-        largest = max(largest, bits[j])
-    return np.array([largest], np.int32).view(np.float32)[0]
-
-
-@compiled
-def above(corr, bound, found):
-    """Columns whose correlation exceeds `bound`; returns how many."""
-    n = 0
-    bound = np.float32(bound)
-    for c0 in range(0, corr.shape[0], 64):
-        block = corr[c0 : min(corr.shape[0], c0 + 64)]
-        several = np.int32(0)
-        for j in range(block.shape[0]):
-            several += np.int32(block[j] > bound)
-        if several > 0:
-            for j in range(block.shape[0]):
-                if block[j] > bound:
-                    found[n] = c0 + j
-                    n += 1
-    return n
+ROUGH = 1e-5  # violation relative to the penalty, and
+NOISE = 1e-6  # relative to norms, below which single precision is at its end
+PROGRESS = 1e-14  # of ||z||^2: what the objective must improve by, or a round was idle
+IDLE = 3  # idle rounds in double precision after which violators are held to be rounding errors
 
 
 @compiled
@@ -204,12 +81,21 @@ def extend_gram(C, z, q, idx, start, m, lam, precise, s):
 
 
 @compiled
-def factor(A, L, start, m):
-    """Rows `start..m` of the Cholesky factor of `A`; a pivot never falls below `PIVOT`."""
+def factor(A, L, start, m, precise):
+    """Rows `start..m` of the Cholesky factor of `A`; returns whether columns look dependent.
+
+    In double precision a ridge keeps the factor regular. In single precision it cannot: errors of `A` exceed it, and
+    grow with every dependent column.
+    """
+    ridge, least, dependent = (RIDGE, 0.5 * RIDGE, False) if precise else (0.0, PIVOT, False)
     for i in range(start, m):
         for j in range(i):
             L[i, j] = (A[i, j] - dot64(L[i, :j], L[j, :j])) / L[j, j]
-        L[i, i] = np.sqrt(max(A[i, i] - dot64(L[i, :i], L[i, :i]), PIVOT * max(A[i, i], 1e-30)))
+        pivot, least_here = (1.0 + ridge) * A[i, i] - dot64(L[i, :i], L[i, :i]), least * max(A[i, i], 1e-30)
+        if pivot < least_here:
+            pivot, dependent = least_here, True
+        L[i, i] = np.sqrt(pivot)
+    return dependent
 
 
 @compiled
@@ -250,12 +136,14 @@ def drop(kept, A, b, idx, w, keep):
 
 
 @compiled
-def fit(idx, w, m, start, s):
+def fit(idx, w, m, start, precise, s):
     """Minimise over the working set with `w >= 0` (Lawson and Hanson 1974, chapter 23), from a feasible `w`.
 
-    The first `start` rows of the factor are valid. Places that reach zero leave the set; returns its new size.
+    The first `start` rows of the factor are valid. Places that reach zero leave the set; returns its new size, or -1
+    with nothing done where columns look dependent in single precision.
     """
-    factor(s.A, s.L, start, m)
+    if factor(s.A, s.L, start, m, precise) and not precise:
+        return -1
     while m > 0:
         solve_factored(s.L, s.b, m, s.y, s.x)
         step, blocked = 1.0, -1
@@ -272,7 +160,7 @@ def fit(idx, w, m, start, s):
         kept = 0
         for i in range(m):
             w[i] += step * (s.x[i] - w[i])
-            if not (i == blocked or (s.x[i] <= 0 and w[i] <= 1e-12)):
+            if not (i == blocked or (s.x[i] <= 0 and w[i] <= 0)):
                 s.keep[kept] = i
                 kept += 1
         place = kept - 1
@@ -288,7 +176,7 @@ def fit(idx, w, m, start, s):
 
 @compiled
 def certify(z, C, idx, w, m, n_found, lam, s):
-    """Duality gap of `||z - wC||^2 + 2 lam sum(w)`, all of it in double precision.
+    """Duality gap of `||z - wC||^2 + 2 lam sum(w)`, and this objective, all of it in double precision.
 
     `t r` with `t = min(1, lam / max_j C_j.r)` is dual feasible. Columns outside the working set and the list `found`
     are known to stay below `lam`. `exact` keeps the correlations of the list, `y` those of the working set.
@@ -303,68 +191,100 @@ def certify(z, C, idx, w, m, n_found, lam, s):
         s.exact[t] = dot64(C[s.found[t]], s.r)
         largest = max(largest, s.exact[t])
     rr, rz, t = dot64(s.r, s.r), dot64(z, s.r), lam / largest
-    return (1.0 + t * t) * rr + 2.0 * lam * total - 2.0 * t * rz
+    return max((1.0 + t * t) * rr + 2.0 * lam * total - 2.0 * t * rz, 0.0), rr + 2.0 * lam * total
 
 
 @compiled
-def polish(idx, w, m, lam, s):
-    """One step of iterative refinement: solve again for what the exact correlations miss."""
+def polish(idx, w, m, lam, norms, s):
+    """One step of iterative refinement: solve again for what the exact correlations miss.
+
+    Returns a bound of how far any correlation moved; 0 where a weight would have to leave and nothing was done.
+    """
     for k in range(m):
         s.y[k] -= lam
     solve_factored(s.L, s.y.copy(), m, s.y, s.x)
     for k in range(m):
         if w[k] + s.x[k] <= 0:
-            return
+            return 0.0
+    moved = 0.0
     for k in range(m):
-        w[k] = np.float64(np.float32(w[k] + s.x[k]))
+        new = np.float64(np.float32(w[k] + s.x[k]))
+        moved += abs(new - w[k]) * norms[1 + idx[k]]
+        w[k] = new
+    return moved * norms[0]
 
 
 @compiled
-def grow(z, C, lam, slack, tol, take, idx, w, m, s):
+def grow(z, C, norms, lam, slack, tol, take, idx, w, m, s):
     """Add the strongest violators to the working set, or find that there are none.
 
     `corr` is known up to `slack`. Columns that surely violate are added at once; where none does, those that might
-    are computed exactly, and without a violator the sample is certified.
+    are computed exactly and the sample is certified.
 
     Returns:
-        The new size, the gap (negative while violators were added), and whether they are so slight that the
-        working set has to be fitted in double precision.
+        The new size; the gap and the objective of the weights so far, the gap negative where it was not computed; and
+        whether the violators are so slight that the working set has to be fitted in double precision.
     """
     strong = STRONG * (positive_maximum(s.corr) - lam)
     n = sure = 0
     if strong > slack:
         n = sure = without(s.found, above(s.corr, lam + strong, s.found), idx, m)
-    exactly = sure == 0
-    gap = -1.0
-    if exactly:
+    gap, value, slight = -1.0, 0.0, False
+    if sure == 0:
         n = without(s.found, above(s.corr, lam - slack, s.found), idx, m)
         for k in range(m):
             w[k] = np.float64(np.float32(w[k]))
-        gap = certify(z, C, idx, w, m, n, lam, s)
+        gap, value = certify(z, C, idx, w, m, n, lam, s)
+        worst = strongest(s.exact, n)
         for _ in range(2):
-            worst = 0.0
-            for t in range(n):
-                worst = max(worst, s.exact[t])
-            if gap <= 0.5 * tol or worst > lam or m == 0:
+            if gap <= 0.5 * tol or worst > lam:
                 break
-            polish(idx, w, m, lam, s)
-            gap = certify(z, C, idx, w, m, n, lam, s)
+            moved = polish(idx, w, m, lam, norms, s)
+            if moved == 0.0:
+                break
+            slack += moved
+            n = without(s.found, above(s.corr, lam - slack, s.found), idx, m)
+            gap, value = certify(z, C, idx, w, m, n, lam, s)
+            worst = strongest(s.exact, n)
         if gap <= 0.5 * tol:
-            return m, max(gap, 0.0), False
-        sure = 0
+            return m, gap, value, False
+        slight = worst < lam * (1.0 + ROUGH) + NOISE * norms[0] * np.sqrt(dot64(z, z))
         for t in range(n):
             s.corr[s.found[t]] = s.exact[t]
             if s.exact[t] > lam:
                 sure += 1
-        if sure == 0:
-            return m, max(gap, 0.0), False
     take = min(take, sure, idx.shape[0] - m)
     largest_first(s.corr, s.found, n, take)
-    exactly = exactly and s.corr[s.found[0]] < lam * (1.0 + ROUGH)
     for t in range(take):
         idx[m], w[m] = s.found[t], 0.0
         m += 1
-    return m, -1.0, exactly
+    return m, gap, value, slight
+
+
+@compiled
+def strongest(values, n):
+    """The largest of the first `n` values, or 0."""
+    largest = 0.0
+    for t in range(n):
+        largest = max(largest, values[t])
+    return largest
+
+
+@compiled
+def is_over(samples, r, gap, value, tol, zz, added, precise):
+    """Whether a sample with this gap and objective is done; counts idle rounds.
+
+    In double precision it is done, besides, when there is nothing to add, or when what was added has not helped for
+    some rounds: then the weights' rounding to single precision is what is left.
+    """
+    if value < samples.best[r] - PROGRESS * zz:
+        samples.best[r], samples.idle[r] = value, 0
+    else:
+        samples.idle[r] += 1
+    over = gap <= 0.5 * tol or (precise and (not added or samples.idle[r] > IDLE))
+    if over:
+        samples.gap[r], samples.status[r] = gap, DONE
+    return over
 
 
 @compiled
@@ -373,56 +293,70 @@ def advance(rows, Z, Q, C, gram, scale, made, norms, lams, tol, first, more, sam
 
     `norms[0]` is the largest norm of a column, `norms[1 + k]` that of column `k`.
     """
-    unit = 6e-8 * Z.shape[1] * norms[0]
+    unit = 6e-8 * (Z.shape[1] + 64) * norms[0]
     for r in rows:
         idx, w, m, z, lam = samples.idx[r], samples.w[r], samples.size[r], Z[r], lams[r]
-        start, precise = 0, samples.precise[r]
+        start, precise, zz = 0, samples.precise[r], dot64(Z[r], Z[r])
         samples.status[r] = STALLED
         while samples.rounds[r] < max_rounds:
             extend_gram(C, z, Q[r], idx, start, m, lam, precise, s)
-            m = fit(idx, w, m, start, s)
-            slack = unit * np.sqrt(dot64(z, z))
-            missing = False
+            fitted = fit(idx, w, m, start, precise, s)
+            if fitted < 0:
+                start, precise = 0, True
+                continue
+            m, slack, missing = fitted, unit * np.sqrt(zz), False
             for k in range(m):
                 missing = missing or not made[idx[k]]
                 slack += w[k] * (0.5 * scale[idx[k]] + unit * norms[1 + idx[k]])
-            if missing or m + max(first, more, m // 6) > idx.shape[0]:
-                samples.status[r] = MISSING if missing else FULL
+            if missing:
+                samples.status[r] = MISSING
                 break
+            if m + max(first, more, m // 6) > samples.level[r]:  # begin as after a break, whether or not there is one
+                samples.level[r] *= 2
+                if samples.level[r] > idx.shape[0]:
+                    samples.status[r] = FULL
+                    break
+                start = 0
+                continue
             sweep(Q[r], gram, scale, idx, w, m, s.corr)
             samples.rounds[r] += 1
+            take = first if m == 0 else max(more, m // 6)
+            larger, gap, value, slight = grow(z, C, norms, lam, slack, tol[r], take, idx, w, m, s)
             start = m
-            m, gap, exactly = grow(z, C, lam, slack, tol[r], first if m == 0 else max(more, m // 6), idx, w, m, s)
             if gap >= 0:
-                samples.gap[r], samples.status[r] = gap, DONE
-                break
-            if exactly and not precise:
-                start, precise = 0, True
+                if is_over(samples, r, gap, value, tol[r], zz, larger > m, precise):
+                    break
+                if not precise and (slight or larger == m or samples.idle[r] > 0):
+                    start, precise = 0, True
+            m = larger
         samples.size[r], samples.precise[r] = m, precise
 
 
 @compiled
 def advance_once(rows, Z, corr, C, norms, lams, tol, first, more, samples, s, R, max_rounds):
     """One round with correlations from a matrix product; leaves the new residuals in `R`."""
-    unit = 6e-8 * Z.shape[1] * norms[0]
+    unit = 6e-8 * (Z.shape[1] + 64) * norms[0]
     for i, r in enumerate(rows):
         idx, w, m, z, lam = samples.idx[r], samples.w[r], samples.size[r], Z[r], lams[r]
         s.corr[:] = corr[i]
         extend_gram(C, z, s.corr, idx, 0, m, lam, True, s)
-        factor(s.A, s.L, 0, m)
+        factor(s.A, s.L, 0, m, True)
         samples.status[r] = MISSING
         if m + max(first, more, m // 6) > idx.shape[0]:
             samples.status[r] = FULL
             continue
         samples.rounds[r] += 1
-        slack, take = unit * np.sqrt(dot64(z, z)), first if m == 0 else max(more, m // 6)
-        larger, gap, _ = grow(z, C, lam, slack, tol[r], take, idx, w, m, s)
-        if gap >= 0:
-            samples.gap[r], samples.status[r] = gap, DONE
-        elif samples.rounds[r] >= max_rounds:
+        zz, take = dot64(z, z), first if m == 0 else max(more, m // 6)
+        slack = unit * np.sqrt(zz)
+        for k in range(m):
+            slack += unit * w[k] * norms[1 + idx[k]]
+        larger, gap, value, _ = grow(z, C, norms, lam, slack, tol[r], take, idx, w, m, s)
+        if gap >= 0 and is_over(samples, r, gap, value, tol[r], zz, larger > m, True):
+            continue
+        if samples.rounds[r] >= max_rounds:
             samples.status[r] = STALLED
-        else:
-            extend_gram(C, z, s.corr, idx, m, larger, lam, True, s)
-            samples.size[r] = fit(idx, w, larger, m, s)
-            residual(z, C, idx, w, samples.size[r], s.r)
-            R[r, :] = s.r
+            continue
+        extend_gram(C, z, s.corr, idx, m, larger, lam, True, s)
+        samples.size[r] = fit(idx, w, larger, m, True, s)
+        residual(z, C, idx, w, samples.size[r], s.r)
+        R[r, :] = s.r
