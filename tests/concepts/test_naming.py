@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from vlsae.backbones.base import Backbone
 from vlsae.concepts.naming import name_latents
 from vlsae.dictionaries.relu import ReLUDictionary
 
@@ -11,7 +12,7 @@ D, V = 64, 40
 WORDS = [f"word {i}" for i in range(V)]
 
 
-class Analytic:
+class Analytic(Backbone):
     """A model whose text space is its token space: word i is the i-th axis."""
 
     model = torch.nn.Linear(1, 1)
