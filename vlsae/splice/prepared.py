@@ -65,11 +65,6 @@ class PreparedDictionary:
         return torch.from_numpy(self.C).T.contiguous().numpy()  # numpy's own copy takes four times as long
 
     @cached_property
-    def gram(self) -> np.ndarray:
-        """`C C^T` in float32, `[K, K]`."""
-        return self.C @ self.transposed
-
-    @cached_property
     def quantised(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of `C C^T` as int8 `[K, K]`, their scales `[K]`, and which of them were made; memory is taken when written."""
         K = len(self.C)

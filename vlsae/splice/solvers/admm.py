@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
 from vlsae.splice.prepared import PreparedDictionary
 from vlsae.splice.solvers import SOLVERS
-from vlsae.splice.solvers.fista import gap_of
+from vlsae.splice.solvers.fista import gap_of, in_blocks, on_device
 
 ITERATIONS = 20_000
 CHECKED = 25
-BLOCK = 256
 RELAXATION = 1.6
 
 
@@ -57,12 +55,6 @@ def _block(Z: Tensor, C: Tensor, system: _System, lam: Tensor, tol: float, itera
 @SOLVERS.register("admm")
 def admm(Z, dictionary: PreparedDictionary, l1: np.ndarray, *, tol, threads, max_iterations=None, device="cpu"):
     """Over-relaxed ADMM with residual balancing, in double precision on a processor."""
-    real = torch.float64 if torch.device(device).type == "cpu" else torch.float32
-    C = torch.as_tensor(dictionary.C).to(device, real)
-    system, rows = _System(C), []
-    for start in range(0, len(Z), BLOCK):
-        part = slice(start, start + BLOCK)
-        lam = torch.as_tensor(l1[part] / 2).to(device, real)
-        W = _block(torch.as_tensor(Z[part]).to(device, real), C, system, lam, tol, max_iterations or ITERATIONS)
-        rows.append(scipy.sparse.csr_matrix(W.float().cpu().numpy()))
-    return scipy.sparse.vstack(rows, "csr"), np.full(len(Z), np.nan)
+    C = on_device(dictionary, device)
+    system = _System(C)
+    return in_blocks(Z, l1, C, lambda z, lam: _block(z, C, system, lam, tol, max_iterations or ITERATIONS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.sparse
 import torch
@@ -38,16 +40,26 @@ def _block(Z: Tensor, C: Tensor, lam: Tensor, step: float, tol: float, iteration
     return W
 
 
-@SOLVERS.register("fista")
-def fista(Z, dictionary: PreparedDictionary, l1: np.ndarray, *, tol, threads, max_iterations=None, device="cpu"):
-    """Accelerated proximal gradient with step `1 / ||C||^2`, in double precision on a processor."""
-    real = torch.float64 if torch.device(device).type == "cpu" else torch.float32
-    C = torch.as_tensor(dictionary.C).to(device, real)
-    step = 1.0 / float(torch.linalg.eigvalsh(C.T @ C)[-1].clamp_min(1e-30))
+def on_device(dictionary: PreparedDictionary, device: str) -> Tensor:
+    """The dictionary as a tensor: in double precision on a processor, single on an accelerator."""
+    return torch.as_tensor(dictionary.C).to(
+        device, torch.float64 if torch.device(device).type == "cpu" else torch.float32
+    )
+
+
+def in_blocks(Z: np.ndarray, l1: np.ndarray, like: Tensor, block: Callable[[Tensor, Tensor], Tensor]):
+    """Dense weights of `BLOCK` samples at a time, `block(z, lam)`, as CSR; gaps are left to the common certificate."""
     rows = []
     for start in range(0, len(Z), BLOCK):
         part = slice(start, start + BLOCK)
-        lam = torch.as_tensor(l1[part] / 2).to(device, real)
-        W = _block(torch.as_tensor(Z[part]).to(device, real), C, lam, step, tol, max_iterations or ITERATIONS)
+        W = block(torch.as_tensor(Z[part]).to(like), torch.as_tensor(l1[part] / 2).to(like))
         rows.append(scipy.sparse.csr_matrix(W.float().cpu().numpy()))
     return scipy.sparse.vstack(rows, "csr"), np.full(len(Z), np.nan)
+
+
+@SOLVERS.register("fista")
+def fista(Z, dictionary: PreparedDictionary, l1: np.ndarray, *, tol, threads, max_iterations=None, device="cpu"):
+    """Accelerated proximal gradient with step `1 / ||C||^2`, in double precision on a processor."""
+    C = on_device(dictionary, device)
+    step = 1.0 / float(torch.linalg.eigvalsh(C.T @ C)[-1].clamp_min(1e-30))
+    return in_blocks(Z, l1, C, lambda z, lam: _block(z, C, lam, step, tol, max_iterations or ITERATIONS))
