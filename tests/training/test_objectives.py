@@ -5,7 +5,11 @@ import torch
 
 from vlsae.dictionaries.relu import ReLUDictionary
 from vlsae.dictionaries.topk import TopKDictionary
-from vlsae.training.objectives import L1, AuxK, GhostGradients, Reconstruction, Step, explained_variance
+from vlsae.training.objectives import Step, explained_variance
+from vlsae.training.objectives.auxk import AuxK
+from vlsae.training.objectives.ghost import GhostGradients
+from vlsae.training.objectives.l1 import L1
+from vlsae.training.objectives.reconstruction import Reconstruction
 from vlsae.training.start import geometric_median, input_scale, total_variance
 
 X = torch.tensor([[3.0, 4.0], [0.0, 2.0]])

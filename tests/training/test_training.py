@@ -1,5 +1,6 @@
 """Training finds planted dictionaries, keeps its constraints, and survives interruptions exactly."""
 
+import functools
 import json
 import math
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlsae.dictionaries import load_dictionary
+from vlsae.dictionaries import Dictionary, load_dictionary
 from vlsae.training import PRESETS, TrainConfig, TrainingDiverged, loop, train
-from vlsae.training.loop import auxiliary_k, learning_rate, make_config
+from vlsae.training.loop import learning_rate
+from vlsae.training.objectives.auxk import auxiliary_k
+from vlsae.training.recipe import make_config
 from vlsae.world import planted
 
 
@@ -49,6 +52,7 @@ def test_auxk_revives_latents_that_never_win(monkeypatch):
 
     start = TopKDictionary.__init__
 
+    @functools.wraps(start)
     def handicapped(self, *args, **options):
         start(self, *args, **options)
         with torch.no_grad():
@@ -164,13 +168,13 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 def test_atoms_stay_unit_and_gradients_tangent(monkeypatch):
     x, _ = planted(12, 20, 2).sample(800)
-    remove, seen = loop._remove_parallel, []
+    remove, seen = Dictionary.constrain_gradient, []
 
     def checked(sae):
         remove(sae)
         seen.append((sae.W_dec.grad * sae.W_dec).sum(1).abs().max().item())
 
-    monkeypatch.setattr(loop, "_remove_parallel", checked)
+    monkeypatch.setattr(Dictionary, "constrain_gradient", checked)
     sae = train(x, "topk", **_options())
     assert len(seen) == 40
     assert max(seen) < 1e-5

@@ -59,8 +59,9 @@ def _training_options(train: argparse.ArgumentParser) -> None:
 
     train.add_argument("--preset", default=None, choices=sorted(PRESETS), help="a published recipe")
     train.add_argument("--device", default="cpu")
+    train.add_argument("--set", dest="options", nargs="*", default=[], metavar="NAME=VALUE", help="options of the family")
     for name, field in TrainConfig.__dataclass_fields__.items():
-        if name == "seed":
+        if name in ("seed", "options"):
             continue
         kind = {"str": str, "int": int, "float": float}[str(field.type)]
         option = f"--{name.replace('_', '-')}"
@@ -95,11 +96,23 @@ def _extract(options: argparse.Namespace) -> dict[str, Any]:
     return {"store": str(options.out), **facts, "n_skipped": store.manifest["n_skipped"]}
 
 
+def _named_value(text: str) -> tuple[str, Any]:
+    """`"experts=8"` as a name and a value; values are JSON, anything else is a string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: give NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
 def _train(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.training.config import TrainConfig
     from vlsae.training.loop import train
 
     given = {k: v for k, v in vars(options).items() if k in TrainConfig.__dataclass_fields__}
+    given["options"] = dict(_named_value(text) for text in options.options)
     dictionary = train(
         options.data, preset=options.preset, out=options.out, device=options.device, progress=not options.json, **given
     )

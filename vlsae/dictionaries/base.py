@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,29 @@ class Codes:
         return z
 
 
+@dataclass
+class Trace:
+    """What a forward pass in training leaves for the objectives.
+
+    Attributes:
+        pre: `[B, n_latents]` pre-activations, or what plays their part in a family without a linear encoder.
+        z: `[B, n_latents]` codes.
+        xhat: `[B, d]` reconstruction.
+        extras: tensors of this family only, by name (a router's probabilities, a gate's activations, ...).
+    """
+
+    pre: Tensor
+    z: Tensor
+    xhat: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Dictionary(nn.Module):
     """Encoder, activation and atoms: `z = act((x - b_dec) W_enc + b_enc)`, `xhat = z W_dec + b_dec`.
 
-    Sub-classes name their `family`, define `activate`, and list what changes their forward pass in `settings`. The
-    encoder starts as the atoms.
+    A family names itself (`family`), lists the arguments of its constructor that change the forward pass in
+    `settings`, and defines `activate`; one without a linear encoder overrides `_encode` and `trace` instead. Every
+    family has `W_dec` and `b_dec`, as parameters, buffers or properties. The encoder starts as the atoms.
 
     Args:
         d: width of the activations.
@@ -63,21 +81,26 @@ class Dictionary(nn.Module):
 
     family: str
     trainable = True
-    takes: tuple[str, ...] = ()  # fields of TrainConfig that the constructor wants
-    penalised = False  # whether sparsity comes from an L1 term
+    objectives: tuple[str, ...] = ("reconstruction",)  # terms of the loss, by their names in vlsae.training.objectives
+    dead_policy = "auxk"  # what training does about dead latents unless told otherwise
+    unit_atoms = True  # whether training keeps every atom at unit norm
+    homogeneous = True  # whether act(s pre) = s act(pre) for s > 0, so that an input scale folds into the biases
+    signed = False  # whether codes have both signs
 
     def __init__(self, d: int, n_latents: int, *, seed: int = 0):
         super().__init__()
         if d < 1 or n_latents < 1:
             raise ValueError(f"d={d} and n_latents={n_latents} must be at least 1.")
         self.d, self.n_latents = d, n_latents
-        generator = torch.Generator().manual_seed(seed)
-        atoms = F.normalize(torch.randn(n_latents, d, generator=generator), dim=1)
-        self.W_enc = nn.Parameter(atoms.T.clone())
-        self.b_enc = nn.Parameter(torch.zeros(n_latents))
-        self.W_dec = nn.Parameter(atoms)
-        self.b_dec = nn.Parameter(torch.zeros(d))
         self.metadata: dict[str, Any] = {}
+        self._init_weights(torch.Generator().manual_seed(seed))
+
+    def _init_weights(self, generator: torch.Generator) -> None:
+        atoms = F.normalize(torch.randn(self.n_latents, self.d, generator=generator), dim=1)
+        self.W_enc = nn.Parameter(atoms.T.clone())
+        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
+        self.W_dec = nn.Parameter(atoms)
+        self.b_dec = nn.Parameter(torch.zeros(self.d))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -113,7 +136,19 @@ class Dictionary(nn.Module):
             raise ValueError(f"Activations have shape {tuple(x.shape)}; this dictionary reads [..., {self.d}].")
         if not torch.isfinite(x).all():
             raise ValueError("Activations hold NaN or infinite values; check the model, or extract with float32.")
-        return self.activate(self.pre(x.to(self.W_enc.dtype)))
+        return self._encode(x.to(self.W_dec.dtype))
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.activate(self.pre(x))
+
+    def trace(self, x: Tensor) -> Trace:
+        """The forward pass of training on `x [B, d]`; may differ from `encode` (batch-wide choices, noise)."""
+        pre = self.pre(x)
+        z = self.activate(pre)
+        return Trace(pre, z, self.decode(z))
+
+    def prepare(self, sample: Tensor) -> None:
+        """Called once before training with a sample `[N, d]`, for a start that depends on the data."""
 
     @torch.no_grad()
     def encode_sparse(self, x: Tensor) -> Codes:
@@ -137,6 +172,18 @@ class Dictionary(nn.Module):
         return self.decode(self.encode(x))
 
     @torch.no_grad()
+    def constrain_gradient(self) -> None:
+        """Before an optimiser step: take out of the atoms' gradient what would only change their norm."""
+        if self.unit_atoms:
+            grad = self.W_dec.grad
+            grad.sub_((grad * self.W_dec).sum(1, keepdim=True) * self.W_dec)
+
+    def constrain(self) -> None:
+        """After an optimiser step: bring the weights back to where they are allowed to be."""
+        if self.unit_atoms:
+            self.normalise_atoms()
+
+    @torch.no_grad()
     def normalise_atoms(self) -> None:
         """Give every atom unit norm."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
@@ -145,8 +192,13 @@ class Dictionary(nn.Module):
     def fold_scale(self, scale: float) -> None:
         """Undo a training input scale: after this, `x` gives what `x * scale` gave, divided by `scale`.
 
-        Exact for positively homogeneous activations (ReLU, TopK): codes and reconstruction shrink alike.
+        Exact for positively homogeneous families (ReLU, TopK): codes and reconstruction shrink alike.
+
+        Raises:
+            ValueError: for a family that is not homogeneous.
         """
+        if not self.homogeneous:
+            raise ValueError(f"A scale cannot be folded into {self.family!r}: its codes do not scale with its input.")
         self.b_enc.div_(scale)
         self.b_dec.div_(scale)
 

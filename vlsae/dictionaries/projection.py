@@ -31,6 +31,7 @@ class ProjectionDictionary(Dictionary):
 
     family = "projection"
     trainable = False
+    signed = True
 
     def __init__(self, d: int, n_latents: int, *, k: int, seed: int = 0):
         super().__init__(d, n_latents, seed=seed)

@@ -19,14 +19,16 @@ class ReLUDictionary(Dictionary):
     """
 
     family = "relu"
-    penalised = True
+    objectives = ("reconstruction", "l1")
+    dead_policy = "ghost"
 
-    def __init__(self, d: int, n_latents: int, *, seed: int = 0):
+    def _init_weights(self, generator: torch.Generator) -> None:
         """Both matrices Kaiming-uniform and independent, as in PatchSAE's released code; atoms then made unit."""
-        super().__init__(d, n_latents, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
+        seed = generator.initial_seed()
+        super()._init_weights(generator)
+        generator.manual_seed(seed)
         with torch.no_grad():
-            self.W_enc.uniform_(-1, 1, generator=generator).mul_((6 / n_latents) ** 0.5)
+            self.W_enc.uniform_(-1, 1, generator=generator).mul_((6 / self.n_latents) ** 0.5)
             self.W_dec.uniform_(-1, 1, generator=generator)
         self.normalise_atoms()
 

@@ -27,7 +27,6 @@ class TopKDictionary(Dictionary):
     """
 
     family = "topk"
-    takes = ("k",)
 
     def __init__(self, d: int, n_latents: int, *, k: int, seed: int = 0):
         super().__init__(d, n_latents, seed=seed)

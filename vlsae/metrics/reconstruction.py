@@ -41,7 +41,7 @@ def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch
     n = 0
     fired = torch.zeros(dictionary.n_latents, dtype=torch.bool)
     for x in parts:
-        x = x.to(dictionary.W_enc.device, dictionary.W_enc.dtype)
+        x = x.to(dictionary.W_dec.device, dictionary.W_dec.dtype)
         z = dictionary.encode(x)
         xhat = dictionary.decode(z)
         error += (x - xhat).double().square().sum().item()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -16,14 +16,15 @@ class TrainConfig:
         k: active latents a token, for TopK families.
         l1: sparsity coefficient, times the sum of codes, for ReLU families.
         loss_scale: of the squared error: "sum" over d and mean over tokens (the papers), "patchsae" mean over tokens
-            and d of the error divided by the token's norm (PatchSAE's released code), or "variance" divided by the
-            data's total variance (Gao et al.).
+            and d of the error divided by the token's norm (PatchSAE's released code), "variance" divided by the
+            data's total variance (Gao et al.), or "normalised" divided by each token's squared norm (MSAE's code).
         steps: optimiser steps.
         batch_size: tokens a step.
         lr: learning rate of Adam.
         warmup_steps: linear rise of the learning rate.
         decay: share of the steps, at the end, over which the learning rate falls linearly to 0.
-        dead_policy: "auxk" (Gao et al., appendix A.2), "ghost" (ghost gradients, PatchSAE) or "none".
+        dead_policy: "auxk" (Gao et al., appendix A.2), "ghost" (ghost gradients, PatchSAE) or "none"; the family's
+            own where "".
         dead_after_tokens: a latent is dead when it has not fired for this many tokens.
         aux_k: dead latents that AuxK lets speak; the power of two nearest d/2 where 0.
         aux_coefficient: weight of AuxK.
@@ -34,6 +35,8 @@ class TrainConfig:
         seed: of weights and data order.
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of train.jsonl; the last step always has one.
+        objectives: names of the loss terms, separated by commas; the family's own where "".
+        options: what only some families or loss terms read, by name, such as {"experts": 8, "balance": 3.0}.
     """
 
     family: str = "topk"
@@ -46,7 +49,7 @@ class TrainConfig:
     lr: float = 1e-3
     warmup_steps: int = 100
     decay: float = 0.2
-    dead_policy: str = "auxk"
+    dead_policy: str = ""
     dead_after_tokens: int = 200_000
     aux_k: int = 0
     aux_coefficient: float = 1 / 32
@@ -56,20 +59,26 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 500
     log_every: int = 50
+    objectives: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def option(self, name: str, default: Any) -> Any:
+        """An entry of `options`, or its default."""
+        return self.options.get(name, default)
 
     def __post_init__(self) -> None:
         choices = {
-            "loss_scale": ("sum", "patchsae", "variance"),
-            "dead_policy": ("auxk", "ghost", "none"),
+            "loss_scale": ("sum", "patchsae", "variance", "normalised"),
+            "dead_policy": ("", "auxk", "ghost", "none"),
             "input_scale": ("none", "sqrt_d"),
             "b_dec_init": ("geometric_median", "mean", "zeros"),
         }
-        for field, known in choices.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field}={getattr(self, field)!r} is unknown; use one of {', '.join(known)}.")
-        for field in ("n_latents", "k", "steps", "batch_size", "checkpoint_every", "log_every", "dead_after_tokens"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}.")
+        for name in ("n_latents", "k", "steps", "batch_size", "checkpoint_every", "log_every", "dead_after_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr} must be positive.")
         if not 0 <= self.decay <= 1:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from vlsae.activations.reader import ActivationStore, ReaderState
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.checkpoint import save_dictionary
-from vlsae.training.config import PRESETS, TrainConfig
-from vlsae.training.objectives import L1, AuxK, GhostGradients, Reconstruction, Step, explained_variance
+from vlsae.training.config import TrainConfig
+from vlsae.training.objectives import OBJECTIVES, Step, explained_variance
+from vlsae.training.objectives.base import Start
+from vlsae.training.recipe import constructor_arguments, make_config, objective_names
 from vlsae.training.start import initial_bias, input_scale, total_variance
 
 START_SAMPLE = 8192
@@ -85,33 +87,11 @@ def open_data(data) -> ActivationStore | TensorActivations:
     return TensorActivations(data) if isinstance(data, Tensor) else data
 
 
-def make_config(family: str | None, preset: str | None, options: dict[str, Any]) -> TrainConfig:
-    """A preset's fields, then the given ones."""
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"Unknown preset {preset!r}; known are {', '.join(PRESETS)}.")
-    unknown = sorted(set(options) - set(TrainConfig.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"Unknown option {unknown[0]!r}; known are {', '.join(TrainConfig.__dataclass_fields__)}.")
-    fields = {**(PRESETS[preset] if preset else {}), **options, **({"family": family} if family else {})}
-    config = TrainConfig(**fields)
-    kind = DICTIONARIES.get(config.family)
-    if not kind.trainable:
-        raise ValueError(f"{config.family!r} is not trained; make it with its class methods, or train another family.")
-    if kind.penalised and config.dead_policy == "auxk" and "dead_policy" not in fields:
-        config = replace(config, dead_policy="ghost")
-    return config
-
-
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, constant, linear decay to 0 over the last `decay` of the steps; `step` counts from 0."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     left = (config.steps - step) / max(1.0, config.decay * config.steps)
     return config.lr * min(warm, left, 1.0)
-
-
-def auxiliary_k(d: int) -> int:
-    """The power of two nearest to d/2."""
-    return max(1, 2 ** round(torch.tensor(d / 2).log2().item()))
 
 
 class _Run:
@@ -120,14 +100,16 @@ class _Run:
     def __init__(self, data, config: TrainConfig, out: Path | None, device: torch.device, select):
         self.data, self.config, self.out, self.device, self.select = data, config, out, device, select
         family = DICTIONARIES.get(config.family)
-        extra = {name: getattr(config, name) for name in family.takes}
-        self.dictionary = family(data.d, config.n_latents, seed=config.seed, **extra)
-        self.dictionary.to(device)
         sample = self._sample()
         self.scale = input_scale(sample, config.input_scale)
-        with torch.no_grad():
-            self.dictionary.b_dec.copy_(initial_bias(sample * self.scale, config.b_dec_init))
-        self.objectives = self._objectives(total_variance(sample * self.scale))
+        sample = sample * self.scale
+        self.dictionary = family(data.d, config.n_latents, seed=config.seed, **constructor_arguments(config))
+        if isinstance(self.dictionary.b_dec, torch.nn.Parameter):
+            self.dictionary.b_dec.data.copy_(initial_bias(sample, config.b_dec_init))
+        self.dictionary.prepare(sample)
+        self.dictionary.to(device)
+        start = Start(data.d, total_variance(sample))
+        self.objectives = [OBJECTIVES.get(name).make(config, start) for name in objective_names(config)]
         self.optimizer = torch.optim.Adam(self.dictionary.parameters(), lr=config.lr, fused=True)
         self.silent = torch.zeros(config.n_latents, dtype=torch.long, device=device)
         self.step, self.tokens_seen, self.reader = 0, 0, ReaderState(seed=config.seed)
@@ -151,17 +133,6 @@ class _Run:
             return self.data.fingerprint
         return f"{self.data.fingerprint}/{hashlib.blake2b(self.select.tobytes(), digest_size=8).hexdigest()}"
 
-    def _objectives(self, variance: float) -> list:
-        c = self.config
-        terms: list = [Reconstruction(c.loss_scale, variance)]
-        if self.dictionary.penalised:
-            terms.append(L1(c.l1))
-        if c.dead_policy == "auxk":
-            terms.append(AuxK(c.aux_k or auxiliary_k(self.data.d), c.aux_coefficient))
-        elif c.dead_policy == "ghost":
-            terms.append(GhostGradients())
-        return terms
-
     def batches(self) -> Iterator[Tensor]:
         """Batches for the steps that are left, pass after pass, each pass in another order."""
         while self.step < self.config.steps:
@@ -175,10 +146,9 @@ class _Run:
     def advance(self, x: Tensor) -> dict | None:
         """One optimiser step; returns a row of the log every `log_every` steps."""
         config, sae = self.config, self.dictionary
-        pre = sae.pre(x)
-        z = sae.activate(pre)
         dead = self.silent >= config.dead_after_tokens
-        state = Step(sae, x, pre, z, sae.decode(z), dead)
+        trace = sae.trace(x)
+        state = Step(sae, x, trace.pre, trace.z, trace.xhat, dead, trace.extras)
         terms = {objective.name: objective(state) for objective in self.objectives}
         loss = sum(terms.values())
         if not torch.isfinite(loss):
@@ -190,12 +160,12 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()
-        _remove_parallel(sae)
+        sae.constrain_gradient()
         if config.clip_gradient:
             torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip_gradient)
         self.optimizer.step()
-        sae.normalise_atoms()
-        fired = (z > 0).any(0)
+        sae.constrain()
+        fired = (state.z != 0).any(0)
         self.silent = torch.where(fired, 0, self.silent + len(x))
         self.step += 1
         self.tokens_seen += len(x)
@@ -217,7 +187,7 @@ class _Run:
             "lr": rate,
             **{name: term.item() for name, term in terms.items()},
             "ev": explained_variance(state.x, state.xhat).item(),
-            "l0": (state.z > 0).sum(-1).float().mean().item(),
+            "l0": (state.z != 0).sum(-1).float().mean().item(),
             "dead": dead.float().mean().item(),
             "seconds": round(time.time() - self.started, 3),
         }
@@ -231,6 +201,7 @@ class _Run:
         state = {
             "config": asdict(self.config),
             "dictionary": self.dictionary.state_dict(),
+            "objectives": {objective.name: objective.state for objective in self.objectives},
             "optimizer": self.optimizer.state_dict(),
             "silent": self.silent,
             "step": self.step,
@@ -258,6 +229,8 @@ class _Run:
         if state["data"] != self.fingerprint:
             raise ValueError(f"{self.out} holds a run on other data ({state['data']}); use another folder.")
         self.dictionary.load_state_dict(state["dictionary"])
+        for objective in self.objectives:
+            objective.state = state["objectives"][objective.name]
         self.optimizer.load_state_dict(state["optimizer"])
         self.silent, self.step, self.tokens_seen = state["silent"], state["step"], state["tokens_seen"]
         self.reader = ReaderState(*state["reader"])
@@ -298,10 +271,3 @@ def _cut_log(log: Path, step: int) -> None:
         except json.JSONDecodeError:
             continue
     log.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
-
-
-@torch.no_grad()
-def _remove_parallel(sae: Dictionary) -> None:
-    """Take out of the atoms' gradient what would only change their norm."""
-    grad = sae.W_dec.grad
-    grad.sub_((grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec)

@@ -1,0 +1,57 @@
+"""From what a user gives to a complete recipe: preset, family, options, and who reads which."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+from vlsae.dictionaries.base import DICTIONARIES
+from vlsae.training.config import PRESETS, TrainConfig
+from vlsae.training.objectives import OBJECTIVES
+
+
+def _constructor(family: str) -> set[str]:
+    """Names of the keyword arguments of a family's constructor."""
+    parameters = inspect.signature(DICTIONARIES.get(family).__init__).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"seed"}
+
+
+def objective_names(config: TrainConfig) -> list[str]:
+    """The loss terms of a recipe; a dead-latent policy that is a loss term comes last."""
+    names = config.objectives.split(",") if config.objectives else DICTIONARIES.get(config.family).objectives
+    policy = [config.dead_policy] if config.dead_policy in ("auxk", "ghost") else []
+    return [name.strip() for name in names] + policy
+
+
+def constructor_arguments(config: TrainConfig) -> dict[str, Any]:
+    """What the constructor of the recipe's family takes from the recipe."""
+    wanted = _constructor(config.family)
+    return {name: getattr(config, name) for name in wanted if hasattr(config, name)} | {
+        name: value for name, value in config.options.items() if name in wanted
+    }
+
+
+def make_config(family: str | None, preset: str | None, options: dict[str, Any]) -> TrainConfig:
+    """A preset's fields, then the given ones; what is no field of `TrainConfig` must be known to family or loss.
+
+    Raises:
+        ValueError: for an unknown preset, family or option, or a family that is not trained.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"Unknown preset {preset!r}; known are {', '.join(PRESETS)}.")
+    given = {**(PRESETS[preset] if preset else {}), **options, **({"family": family} if family else {})}
+    known = TrainConfig.__dataclass_fields__
+    special = {**given.pop("options", {}), **{name: given.pop(name) for name in list(given) if name not in known}}
+    config = TrainConfig(**given, options=special)
+    kind = DICTIONARIES.get(config.family)
+    if not kind.trainable:
+        raise ValueError(f"{config.family!r} is not trained; make it with its class methods, or train another family.")
+    config = replace(config, dead_policy=config.dead_policy or kind.dead_policy)
+    readers = _constructor(config.family).union(*(OBJECTIVES.get(name).options for name in objective_names(config)))
+    unknown = sorted(set(special) - readers)
+    if unknown:
+        raise ValueError(
+            f"Unknown option {unknown[0]!r} for {config.family!r}; known are {', '.join([*known, *sorted(readers)])}."
+        )
+    return config
