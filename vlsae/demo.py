@@ -30,7 +30,7 @@ from vlsae.world import Scenes, concepts, scenes
 from vlsae.world.clip_data import COVERED
 
 SITE = "vision.-2.resid_post"
-RECIPE = {"n_latents": 1024, "k": 12, "steps": 600, "batch_size": 2048, "lr": 2e-3, "input_scale": "sqrt_d",
+RECIPE = {"n_latents": 1024, "k": 12, "steps": 600, "batch_size": 2048, "lr": 2e-3, "input_transform": "sqrt_d",
           "dead_after_tokens": 300_000, "decay": 0.4}  # fmt: skip
 SINGLE = (1.0, 0.0, 0.0, 0.0)
 MANY = (0.0, 1.0, 1.0, 1.0)

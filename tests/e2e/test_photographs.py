@@ -79,7 +79,7 @@ def test_extract_train_stats_heatmap_report(name, photos, tmp_path, capsys):
     assert (store["n_images"], store["n_tokens"], store["d"], store["n_skipped"]) == (12, n_patches, 768, 1)
     data = ("--data", run / "activations")
     trained = vlsae("train", *data, "--out", run / "dictionary", "--n-latents", 256, "--k", 8, "--steps", 40,
-                    "--batch-size", 256, "--input-scale", "sqrt_d")  # fmt: skip
+                    "--batch-size", 256, "--input-transform", "sqrt_d")  # fmt: skip
     assert trained["l0"] <= 8
     dictionary = ("--dictionary", run / "dictionary")
     assert 0 < vlsae("stats", *data, *dictionary, "--out", run / "statistics")["alive"] <= 256

@@ -10,7 +10,7 @@ from vlsae.training.objectives.auxk import AuxK
 from vlsae.training.objectives.ghost import GhostGradients
 from vlsae.training.objectives.l1 import L1
 from vlsae.training.objectives.reconstruction import Reconstruction
-from vlsae.training.start import geometric_median, input_scale, total_variance
+from vlsae.training.start import geometric_median, total_variance
 
 X = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
 XHAT = torch.tensor([[3.0, 3.0], [1.0, 0.0]])
@@ -140,8 +140,6 @@ def test_geometric_median_has_no_first_order_improvement():
     assert outliers.mean(0).norm() > 1000
 
 
-def test_scales():
+def test_total_variance():
     x = torch.randn(1000, 9, generator=torch.Generator().manual_seed(0)) * 7
-    assert (x * input_scale(x, "sqrt_d")).norm(dim=1).mean().item() == pytest.approx(3.0, rel=1e-5)
-    assert input_scale(x, "none") == 1
     assert total_variance(x) == pytest.approx(x.var(0, correction=0).sum().item(), rel=1e-4)

@@ -87,11 +87,14 @@ def test_a_scaled_run_folds_back():
         "batch_size": 256,
         "lr": 3e-3,
         "progress": False,
-        "input_scale": "sqrt_d",
+        "input_transform": "sqrt_d",
     }
     a, b = train(x, "topk", **options), train(1000 * x, "topk", **options)
     assert torch.allclose(a.atoms, b.atoms, atol=2e-3)
     assert torch.allclose(1000 * a(x[:50]), b(1000 * x[:50]), rtol=0.02, atol=5.0)
+    before = b(1000 * x[:50])
+    b.fold_transform()
+    assert torch.allclose(b(1000 * x[:50]), before, rtol=1e-4, atol=0.05)
 
 
 def _options(**more):

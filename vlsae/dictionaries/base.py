@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlsae.dictionaries.transform import InputTransform
 from vlsae.registry import Registry
 
 DICTIONARIES = Registry("dictionary", "vlsae.dictionaries")
@@ -76,6 +77,8 @@ class Dictionary(nn.Module):
     Attributes:
         W_enc: `[d, n_latents]`; b_enc: `[n_latents]`; W_dec: `[n_latents, d]`, rows are atoms of unit norm;
             b_dec: `[d]`.
+        transform: what happens to activations first (`InputTransform`); `encode` and `decode` speak the units of the
+            activations, `pre`, `trace`, `_encode` and `_decode` those behind the transform.
         metadata: site, model, data and recipe it was trained with; saved with the weights.
     """
 
@@ -93,6 +96,7 @@ class Dictionary(nn.Module):
             raise ValueError(f"d={d} and n_latents={n_latents} must be at least 1.")
         self.d, self.n_latents = d, n_latents
         self.metadata: dict[str, Any] = {}
+        self.transform = InputTransform(d)
         self._init_weights(torch.Generator().manual_seed(seed))
 
     def _init_weights(self, generator: torch.Generator) -> None:
@@ -136,7 +140,7 @@ class Dictionary(nn.Module):
             raise ValueError(f"Activations have shape {tuple(x.shape)}; this dictionary reads [..., {self.d}].")
         if not torch.isfinite(x).all():
             raise ValueError("Activations hold NaN or infinite values; check the model, or extract with float32.")
-        return self._encode(x.to(self.W_dec.dtype))
+        return self._encode(self.transform(x.to(self.W_dec.dtype)))
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.activate(self.pre(x))
@@ -145,7 +149,7 @@ class Dictionary(nn.Module):
         """The forward pass of training on `x [B, d]`; may differ from `encode` (batch-wide choices, noise)."""
         pre = self.pre(x)
         z = self.activate(pre)
-        return Trace(pre, z, self.decode(z))
+        return Trace(pre, z, self._decode(z))
 
     def prepare(self, sample: Tensor) -> None:
         """Called once before training with a sample `[N, d]`, for a start that depends on the data."""
@@ -155,21 +159,28 @@ class Dictionary(nn.Module):
         """Codes of `x [..., d]` as parallel lists, rows in the order of `x.flatten(0, -2)`."""
         return Codes.from_dense(self.encode(x.reshape(-1, x.shape[-1])))
 
-    def decode(self, z: Tensor | Codes) -> Tensor:
-        """Reconstruction `z W_dec + b_dec`, `[..., d]`.
+    def decode(self, z: Tensor | Codes, like: Tensor | None = None) -> Tensor:
+        """Reconstruction `z W_dec + b_dec`, `[..., d]`, in the units of the activations.
+
+        Args:
+            z: codes, `[..., n_latents]`.
+            like: the activations `[..., d]` that the codes are of; only needed behind a transform of each token.
 
         Raises:
-            ValueError: for another number of latents.
+            ValueError: for another number of latents, or a missing `like`.
         """
         if isinstance(z, Codes):
             z = z.dense()
         if z.shape[-1:] != (self.n_latents,):
             raise ValueError(f"Codes have shape {tuple(z.shape)}; this dictionary decodes [..., {self.n_latents}].")
+        return self.transform.inverse(self._decode(z), like)
+
+    def _decode(self, z: Tensor) -> Tensor:
         return z @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of `x`."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), like=x)
 
     @torch.no_grad()
     def constrain_gradient(self) -> None:
@@ -201,6 +212,26 @@ class Dictionary(nn.Module):
             raise ValueError(f"A scale cannot be folded into {self.family!r}: its codes do not scale with its input.")
         self.b_enc.div_(scale)
         self.b_dec.div_(scale)
+
+    @torch.no_grad()
+    def fold_transform(self) -> None:
+        """Work the input transform into the weights: the reconstruction stays, codes come in the activations' units.
+
+        Raises:
+            ValueError: where that cannot be exact: a transform of each token or each coordinate, or a family whose
+                codes do not scale with its input.
+        """
+        transform = self.transform
+        if transform.kind == "none":
+            return
+        if not transform.affine or transform.kind == "standardise":
+            raise ValueError(f"The transform {transform.kind!r} cannot be folded into weights; keep it as it is.")
+        if not isinstance(self.b_dec, nn.Parameter):
+            raise ValueError(f"{self.family!r} has no decoder bias that could take a transform; keep it as it is.")
+        if transform.kind != "centre":
+            self.fold_scale(float(transform.scale[0]))
+        self.b_dec.add_(transform.mean)
+        self.transform = InputTransform(self.d)
 
     def save(self, folder: str | Path) -> Path:
         """Write `cfg.json` and `sae_weights.safetensors`; returns the folder."""

@@ -12,10 +12,19 @@ from safetensors.torch import load_file, save_file
 from vlsae import __version__
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
+from vlsae.dictionaries.transform import InputTransform
 
 SCHEMA = 1
+FACTS = {"schema", "version", "family", "settings", "input_transform"}  # of metadata.vlsae; the rest is free
 ARCHITECTURES = {"relu": "standard", "topk": "topk"}  # families that SAELens can open
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+
+
+def architecture(dictionary: Dictionary) -> str:
+    """SAELens' name of the architecture; one that SAELens refuses where it would lose something without a word."""
+    if dictionary.transform.kind != "none":
+        return f"{dictionary.family}+{dictionary.transform.kind}"
+    return ARCHITECTURES.get(dictionary.family, dictionary.family)
 
 
 class CheckpointError(ValueError):
@@ -37,7 +46,7 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
     weights = {name: value.detach().cpu().contiguous() for name, value in dictionary.state_dict().items()}
     dtype = str(dictionary.W_dec.dtype).removeprefix("torch.")
     config = {
-        "architecture": ARCHITECTURES.get(dictionary.family, dictionary.family),
+        "architecture": architecture(dictionary),
         "d_in": dictionary.d,
         "d_sae": dictionary.n_latents,
         "dtype": dtype,
@@ -56,6 +65,7 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
                 "version": __version__,
                 "family": dictionary.family,
                 "settings": dictionary.settings,
+                "input_transform": dictionary.transform.kind,
                 **dictionary.metadata,
             },
         },
@@ -95,7 +105,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
     facts = config.get("metadata", {}).get("vlsae")
     if facts is None:
         raise CheckpointError(f"{folder / CONFIG} has no metadata.vlsae: it was written by another program.")
-    missing = {"schema", "family", "settings"} - set(facts)
+    missing = FACTS - {"version"} - set(facts)
     if missing or not {"d_in", "d_sae"} <= set(config):
         raise CheckpointError(f"{folder / CONFIG} misses {sorted(missing) or 'd_in or d_sae'}; save it again.")
     if facts["schema"] != SCHEMA:
@@ -104,6 +114,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
         dictionary = DICTIONARIES.get(facts["family"])(config["d_in"], config["d_sae"], **facts["settings"])
     except TypeError as error:
         raise CheckpointError(f"{folder / CONFIG}: the settings do not fit {facts['family']!r}: {error}.") from error
+    dictionary.transform = InputTransform(dictionary.d, facts["input_transform"])
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -114,5 +125,5 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
         raise CheckpointError(f"{folder / WEIGHTS} holds {found}, expected {expected}.")
     dictionary.to(next(iter(weights.values())).dtype)
     dictionary.load_state_dict(weights)
-    dictionary.metadata = {k: v for k, v in facts.items() if k not in ("schema", "version", "family", "settings")}
+    dictionary.metadata = {k: v for k, v in facts.items() if k not in FACTS}
     return dictionary.to(torch.device(device))

@@ -43,7 +43,7 @@ def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch
     for x in parts:
         x = x.to(dictionary.W_dec.device, dictionary.W_dec.dtype)
         z = dictionary.encode(x)
-        xhat = dictionary.decode(z)
+        xhat = dictionary.decode(z, like=x)
         error += (x - xhat).double().square().sum().item()
         spread += (x.cpu().double() - mean).square().sum().item()
         cosine += torch.nn.functional.cosine_similarity(x, xhat, dim=-1).double().sum().item()

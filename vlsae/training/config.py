@@ -28,8 +28,8 @@ class TrainConfig:
         dead_after_tokens: a latent is dead when it has not fired for this many tokens.
         aux_k: dead latents that AuxK lets speak; the power of two nearest d/2 where 0.
         aux_coefficient: weight of AuxK.
-        input_scale: "none", or "sqrt_d": train on x times a constant with E||x|| = sqrt(d), folded into the weights
-            at the end.
+        input_transform: what happens to activations first, kept with the dictionary: "none", "centre", "sqrt_d",
+            "centre_sqrt_d", "standardise", "unit" or "layer_norm" (`vlsae.dictionaries.transform`).
         b_dec_init: "geometric_median", "mean" or "zeros".
         clip_gradient: largest gradient norm; 0 for none.
         seed: of weights and data order.
@@ -53,7 +53,7 @@ class TrainConfig:
     dead_after_tokens: int = 200_000
     aux_k: int = 0
     aux_coefficient: float = 1 / 32
-    input_scale: str = "none"
+    input_transform: str = "none"
     b_dec_init: str = "geometric_median"
     clip_gradient: float = 0.0
     seed: int = 0
@@ -70,7 +70,7 @@ class TrainConfig:
         choices = {
             "loss_scale": ("sum", "patchsae", "variance", "normalised"),
             "dead_policy": ("", "auxk", "ghost", "none"),
-            "input_scale": ("none", "sqrt_d"),
+            "input_transform": ("none", "centre", "sqrt_d", "centre_sqrt_d", "standardise", "unit", "layer_norm"),
             "b_dec_init": ("geometric_median", "mean", "zeros"),
         }
         for name, known in choices.items():

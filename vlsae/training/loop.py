@@ -20,11 +20,12 @@ from vlsae.activations.reader import ActivationStore, ReaderState
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.checkpoint import save_dictionary
+from vlsae.dictionaries.transform import InputTransform
 from vlsae.training.config import TrainConfig
 from vlsae.training.objectives import OBJECTIVES, Step, explained_variance
 from vlsae.training.objectives.base import Start
 from vlsae.training.recipe import constructor_arguments, make_config, objective_names
-from vlsae.training.start import initial_bias, input_scale, total_variance
+from vlsae.training.start import initial_bias, total_variance
 
 START_SAMPLE = 8192
 CHECKPOINT = "checkpoint.pt"
@@ -101,11 +102,12 @@ class _Run:
         self.data, self.config, self.out, self.device, self.select = data, config, out, device, select
         family = DICTIONARIES.get(config.family)
         sample = self._sample()
-        self.scale = input_scale(sample, config.input_scale)
-        sample = sample * self.scale
+        transform = InputTransform.fit(sample, config.input_transform)
+        sample = transform(sample)
         self.dictionary = family(data.d, config.n_latents, seed=config.seed, **constructor_arguments(config))
         if isinstance(self.dictionary.b_dec, torch.nn.Parameter):
             self.dictionary.b_dec.data.copy_(initial_bias(sample, config.b_dec_init))
+        self.dictionary.transform = transform
         self.dictionary.prepare(sample)
         self.dictionary.to(device)
         start = Start(data.d, total_variance(sample))
@@ -138,7 +140,7 @@ class _Run:
         while self.step < self.config.steps:
             for x, state in self._pass(self.reader, self.config.batch_size):
                 self.reader = state
-                yield x.to(self.device) * self.scale
+                yield self.dictionary.transform(x.to(self.device))
                 if self.step >= self.config.steps:
                     return
             self.reader = ReaderState(seed=self.reader.seed + 1)
@@ -238,11 +240,9 @@ class _Run:
             _cut_log(log, self.step)
 
     def finish(self) -> Dictionary:
-        """Fold the input scale, write down where the dictionary comes from, save it."""
+        """Write down where the dictionary comes from, and save it."""
         if not self._is_finite():
             raise TrainingDiverged("The last step made weights that are not finite; try a smaller lr.")
-        if self.scale != 1.0:
-            self.dictionary.fold_scale(self.scale)
         store = self.data if isinstance(self.data, ActivationStore) else None
         self.dictionary.metadata = {
             "model": store.config.model if store else None,
@@ -251,7 +251,6 @@ class _Run:
             "tokens": store.config.tokens if store else None,
             "source": store.config.source if store else None,
             "n_tokens_seen": self.tokens_seen,
-            "input_scale": self.scale,
             "recipe": asdict(self.config),
             "torch": torch.__version__,
         }

@@ -1,4 +1,4 @@
-"""Where training starts: the decoder bias, the input scale, and the variance of the data."""
+"""Where training starts: the decoder bias, and the variance of the data."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ def initial_bias(sample: Tensor, kind: str) -> Tensor:
     if kind == "zeros":
         return torch.zeros(sample.shape[1])
     return geometric_median(sample) if kind == "geometric_median" else sample.mean(0)
-
-
-def input_scale(sample: Tensor, kind: str) -> float:
-    """The constant that makes `E||x|| = sqrt(d)` ("sqrt_d"), or 1."""
-    return float(sample.shape[1] ** 0.5 / sample.norm(dim=1).mean()) if kind == "sqrt_d" else 1.0
 
 
 def total_variance(sample: Tensor) -> float:
