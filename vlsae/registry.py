@@ -47,6 +47,10 @@ class Registry:
             raise ValueError(f"Unknown {self.kind} {name!r}; known are {', '.join(self)}.")
         return self._parts[name]
 
+    def __contains__(self, name: object) -> bool:
+        self._discover()
+        return name in self._parts
+
     def __iter__(self) -> Iterator[str]:
         self._discover()
         return iter(sorted(self._parts))

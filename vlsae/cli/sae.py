@@ -55,11 +55,14 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
 
 def _training_options(train: argparse.ArgumentParser) -> None:
     """Every field of TrainConfig as an option; those not given come from the preset or the defaults."""
-    from vlsae.training.config import PRESETS, TrainConfig
+    from vlsae.training.config import TrainConfig
+    from vlsae.training.presets import PRESETS
 
     train.add_argument("--preset", default=None, choices=sorted(PRESETS), help="a published recipe")
     train.add_argument("--device", default="cpu")
-    train.add_argument("--set", dest="options", nargs="*", default=[], metavar="NAME=VALUE", help="options of the family")
+    train.add_argument(
+        "--set", dest="options", nargs="*", default=[], metavar="NAME=VALUE", help="options of the family"
+    )
     for name, field in TrainConfig.__dataclass_fields__.items():
         if name in ("seed", "options"):
             continue

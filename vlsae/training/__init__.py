@@ -1,6 +1,7 @@
 """Training a dictionary: one loop, objectives as small objects, dead-latent policies, exact resume."""
 
-from vlsae.training.config import PRESETS, TrainConfig
+from vlsae.training.config import TrainConfig
+from vlsae.training.presets import PRESETS
 
 __all__ = ["PRESETS", "TrainConfig", "TrainingDiverged", "train"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,7 +25,8 @@ from vlsae.dictionaries.transform import InputTransform
 from vlsae.training.config import TrainConfig
 from vlsae.training.objectives import OBJECTIVES, Step, explained_variance
 from vlsae.training.objectives.base import Start
-from vlsae.training.recipe import constructor_arguments, make_config, objective_names
+from vlsae.training.recipe import constructor_arguments, fit_to_data, make_config, objective_names
+from vlsae.training.resampling import resample
 from vlsae.training.start import initial_bias, total_variance
 
 START_SAMPLE = 8192
@@ -70,7 +72,8 @@ def train(
         >>> sae.atoms.shape
         torch.Size([16, 8])
     """
-    data, config = open_data(data), make_config(family, preset, options)
+    data = open_data(data)
+    config = fit_to_data(make_config(family, preset, options), data.d)
     run = _Run(data, config, None if out is None else Path(out), torch.device(device), select)
     with tqdm(total=config.steps, initial=run.step, desc=f"train {config.family}", disable=not progress) as bar:
         for x in run.batches():
@@ -89,10 +92,10 @@ def open_data(data) -> ActivationStore | TensorActivations:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, constant, linear decay to 0 over the last `decay` of the steps; `step` counts from 0."""
+    """Linear warm-up, constant, then down to 0 over the last `decay` of the steps; `step` counts from 0."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    left = (config.steps - step) / max(1.0, config.decay * config.steps)
-    return config.lr * min(warm, left, 1.0)
+    left = min(1.0, (config.steps - step) / max(1.0, config.decay * config.steps))
+    return config.lr * min(warm, (1 - math.cos(math.pi * left)) / 2 if config.schedule == "cosine" else left)
 
 
 class _Run:
@@ -112,7 +115,10 @@ class _Run:
         self.dictionary.to(device)
         start = Start(data.d, total_variance(sample))
         self.objectives = [OBJECTIVES.get(name).make(config, start) for name in objective_names(config)]
-        self.optimizer = torch.optim.Adam(self.dictionary.parameters(), lr=config.lr, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.dictionary.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.adam_eps,
+            weight_decay=config.weight_decay, fused=True,
+        )  # fmt: skip
         self.silent = torch.zeros(config.n_latents, dtype=torch.long, device=device)
         self.step, self.tokens_seen, self.reader = 0, 0, ReaderState(seed=config.seed)
         self.started = time.time()
@@ -171,6 +177,9 @@ class _Run:
         self.silent = torch.where(fired, 0, self.silent + len(x))
         self.step += 1
         self.tokens_seen += len(x)
+        if config.dead_policy == "resample" and self.step % config.resample_every == 0:
+            resample(state, self.optimizer, seed=config.seed * 1_000_003 + self.step)
+            self.silent[dead] = 0
         told = self.step % config.log_every == 0 or self.step == config.steps
         row = self._row(state, terms, rate, dead) if told else None
         if self.out is not None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from vlsae.dictionaries.base import DICTIONARIES
-from vlsae.training.config import PRESETS, TrainConfig
+from vlsae.training.config import TrainConfig
 from vlsae.training.objectives import OBJECTIVES
+from vlsae.training.presets import PRESETS
 
 
 def _constructor(family: str) -> set[str]:
@@ -20,7 +21,7 @@ def _constructor(family: str) -> set[str]:
 def objective_names(config: TrainConfig) -> list[str]:
     """The loss terms of a recipe; a dead-latent policy that is a loss term comes last."""
     names = config.objectives.split(",") if config.objectives else DICTIONARIES.get(config.family).objectives
-    policy = [config.dead_policy] if config.dead_policy in ("auxk", "ghost") else []
+    policy = [config.dead_policy] if config.dead_policy in OBJECTIVES else []
     return [name.strip() for name in names] + policy
 
 
@@ -40,9 +41,11 @@ def make_config(family: str | None, preset: str | None, options: dict[str, Any])
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"Unknown preset {preset!r}; known are {', '.join(PRESETS)}.")
-    given = {**(PRESETS[preset] if preset else {}), **options, **({"family": family} if family else {})}
+    recipe = PRESETS[preset] if preset else {}
+    given = {**recipe, **options, **({"family": family} if family else {})}
     known = TrainConfig.__dataclass_fields__
-    special = {**given.pop("options", {}), **{name: given.pop(name) for name in list(given) if name not in known}}
+    named = {**recipe.get("options", {}), **given.pop("options", {})}
+    special = {**named, **{name: given.pop(name) for name in list(given) if name not in known}}
     config = TrainConfig(**given, options=special)
     kind = DICTIONARIES.get(config.family)
     if not kind.trainable:
@@ -55,3 +58,9 @@ def make_config(family: str | None, preset: str | None, options: dict[str, Any])
             f"Unknown option {unknown[0]!r} for {config.family!r}; known are {', '.join([*known, *sorted(readers)])}."
         )
     return config
+
+
+def fit_to_data(config: TrainConfig, d: int) -> TrainConfig:
+    """The recipe with what depends on the width of the data filled in."""
+    n = config.n_latents or config.expansion * d
+    return replace(config, n_latents=n, lr=config.lr or 2e-4 / (n / 2**14) ** 0.5)

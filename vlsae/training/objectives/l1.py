@@ -20,17 +20,20 @@ class L1(Objective):
         coefficient: weight of the penalty, or where it starts.
         target_l0: wanted mean number of active latents a token; 0 leaves the coefficient alone.
         warmup_steps: over which the penalty rises from 0.
+        relative: divide each token's sum by its norm, `mean_t sum_i |z_ti| / ||x_t||` (MSAE's released code).
     """
 
     name = "l1"
-    options = ("target_l0", "penalty_warmup_steps")
+    options = ("target_l0", "penalty_warmup_steps", "l1_relative")
 
-    def __init__(self, coefficient: float, target_l0: float = 0.0, warmup_steps: int = 0):
-        self.coefficient, self.target_l0, self.warmup_steps, self.step = coefficient, target_l0, warmup_steps, 0
+    def __init__(self, coefficient: float, target_l0: float = 0.0, warmup_steps: int = 0, relative: bool = False):
+        self.coefficient, self.target_l0, self.warmup_steps = coefficient, target_l0, warmup_steps
+        self.relative, self.step = relative, 0
 
     @classmethod
     def make(cls, config: TrainConfig, start: Start) -> L1:
-        return cls(config.l1, config.option("target_l0", 0.0), config.option("penalty_warmup_steps", 0))
+        option = config.option
+        return cls(config.l1, option("target_l0", 0.0), option("penalty_warmup_steps", 0), option("l1_relative", False))
 
     @property
     def state(self) -> dict[str, float]:
@@ -49,4 +52,7 @@ class L1(Objective):
         return self.coefficient * min(1.0, self.step / self.warmup_steps if self.warmup_steps else 1.0)
 
     def __call__(self, step: Step) -> Tensor:
-        return self.steer(step.z.detach()) * step.z.abs().sum(-1).mean()
+        sums = step.z.abs().sum(-1)
+        if self.relative:
+            sums = sums / step.x.norm(dim=-1).clamp_min(1e-6)
+        return self.steer(step.z.detach()) * sums.mean()
