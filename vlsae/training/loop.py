@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vlsae.activations.memory import TensorActivations
 from vlsae.activations.reader import ActivationStore, ReaderState
+from vlsae.activations.stream import StreamActivations
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.checkpoint import save_dictionary
@@ -38,9 +39,10 @@ class TrainingDiverged(RuntimeError):
 
 
 def train(
-    data: ActivationStore | Tensor | str | Path,
-    family: str | None = None,
+    data: ActivationStore | Tensor | str | Path | Iterable[Tensor],
+    arch: str | None = None,
     *,
+    engine: str = "auto",
     preset: str | None = None,
     out: str | Path | None = None,
     select=None,
@@ -51,14 +53,16 @@ def train(
     """Train a dictionary on activations; call again with the same arguments to continue after any interruption.
 
     Args:
-        data: an `ActivationStore`, its folder, or a tensor `[N, d]`.
-        family: "topk", "relu", ... ; overrides the preset's.
-        preset: a named recipe of `vlsae.training.PRESETS` ("patchsae", "topk").
+        data: an `ActivationStore`, its folder, a tensor `[N, d]`, or an iterable of such batches, in their order.
+        arch: the family, "topk", "relu", ... ; overrides the preset's.
+        engine: "torch" (autograd, every family) or "auto", the fastest there is for the family.
+        preset: a named recipe of `vlsae.training.PRESETS` ("patchsae", "msae_rw", ...).
         out: folder of checkpoints, `train.jsonl` and the finished dictionary; nothing is written where None.
         select: bool `[n_images, n_tokens]`, the tokens of a store to train on; all where None.
         progress: show a progress bar.
         device: "cpu", "cuda", ...
-        **options: fields of `TrainConfig`, such as `n_latents`, `k`, `l1`, `steps`, `lr`, `seed`.
+        **options: fields of `TrainConfig`, such as `n_latents`, `k`, `l1`, `steps`, `lr`, `seed`; and what only this
+            family or its loss terms read, such as `experts` or `target_l0`.
 
     Returns:
         The trained `Dictionary`; its metadata names the data, the model, the site and the recipe.
@@ -72,8 +76,10 @@ def train(
         >>> sae.atoms.shape
         torch.Size([16, 8])
     """
+    if engine not in ("auto", "torch"):
+        raise ValueError(f"engine={engine!r} is unknown; use 'auto' or 'torch'.")
     data = open_data(data)
-    config = fit_to_data(make_config(family, preset, options), data.d)
+    config = fit_to_data(make_config(arch, preset, options), data.d)
     run = _Run(data, config, None if out is None else Path(out), torch.device(device), select)
     with tqdm(total=config.steps, initial=run.step, desc=f"train {config.family}", disable=not progress) as bar:
         for x in run.batches():
@@ -84,11 +90,21 @@ def train(
     return run.finish()
 
 
-def open_data(data) -> ActivationStore | TensorActivations:
-    """Activations in any form that `train` takes, as something with `shuffled`."""
+def open_data(data) -> ActivationStore | TensorActivations | StreamActivations:
+    """Activations in any form that `train` takes, as something with `shuffled`.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if isinstance(data, (str, Path)):
         return ActivationStore(data)
-    return TensorActivations(data) if isinstance(data, Tensor) else data
+    if isinstance(data, Tensor):
+        return TensorActivations(data)
+    if isinstance(data, (ActivationStore, TensorActivations, StreamActivations)):
+        return data
+    if isinstance(data, Iterable):
+        return StreamActivations(data)
+    raise ValueError(f"Cannot train on {type(data).__name__}; give a store, its folder, [N, d], or batches of it.")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -125,6 +141,8 @@ class _Run:
         self._resume()
 
     def _sample(self) -> Tensor:
+        if isinstance(self.data, StreamActivations):
+            return self.data.sample(START_SAMPLE)
         first = next(self._pass(ReaderState(seed=self.config.seed), START_SAMPLE), None)
         if first is None:
             raise ValueError("The data hold no tokens to train on; check `select`.")
@@ -237,6 +255,8 @@ class _Run:
                    if state["config"].get(k) != v]  # fmt: skip
         if changed:
             raise ValueError(f"{self.out} holds a run of another recipe ({'; '.join(changed)}); use another folder.")
+        if isinstance(self.data, StreamActivations) and self.data.once:
+            raise ValueError(f"{self.out} holds a run that a stream read once cannot continue; use another folder.")
         if state["data"] != self.fingerprint:
             raise ValueError(f"{self.out} holds a run on other data ({state['data']}); use another folder.")
         self.dictionary.load_state_dict(state["dictionary"])
