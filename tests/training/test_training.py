@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vlsae.dictionaries import Dictionary, load_dictionary
-from vlsae.training import TrainConfig, TrainingDiverged, loop, train
-from vlsae.training.loop import learning_rate
+from vlsae.training import TrainConfig, TrainingDiverged, train
 from vlsae.training.objectives.auxk import auxiliary_k
 from vlsae.training.recipe import make_config
+from vlsae.training.run import Run, learning_rate
 from vlsae.world import planted
 
 
@@ -107,7 +107,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, monkeypatch, fami
     """The data are 1.6 passes of 1,600 vectors, so the interruption also crosses a pass."""
     x, _ = planted(12, 20, 2).sample(1600)
     whole = train(x, family, out=tmp_path / "whole", **_options())
-    advance = loop._Run.advance
+    advance = Run.advance
     for stop in (10, 31):
 
         def killed(self, batch, stop=stop):
@@ -115,10 +115,10 @@ def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, monkeypatch, fami
                 raise KeyboardInterrupt
             return advance(self, batch)
 
-        monkeypatch.setattr(loop._Run, "advance", killed)
+        monkeypatch.setattr(Run, "advance", killed)
         with pytest.raises(KeyboardInterrupt):
             train(x, family, out=tmp_path / "parts", **_options())
-    monkeypatch.setattr(loop._Run, "advance", advance)
+    monkeypatch.setattr(Run, "advance", advance)
     parts = train(x, family, out=tmp_path / "parts", **_options())
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
     logs = [
@@ -156,12 +156,12 @@ def test_a_log_line_cut_short_does_not_stop_a_resume(tmp_path):
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     x, _ = planted(12, 20, 2).sample(1600)
-    advance = loop._Run.advance
+    advance = Run.advance
 
     def poisoned(self, batch):
         return advance(self, batch * (float("nan") if self.step == 20 else 1.0))
 
-    monkeypatch.setattr(loop._Run, "advance", poisoned)
+    monkeypatch.setattr(Run, "advance", poisoned)
     with pytest.raises(TrainingDiverged, match="The loss is nan at step 20; the last good checkpoint is in"):
         train(x, "topk", out=tmp_path, **_options())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
