@@ -1,14 +1,15 @@
 """Training a dictionary: one loop, objectives as small objects, dead-latent policies, exact resume."""
 
+import importlib
+
 from vlsae.training.config import TrainConfig
 from vlsae.training.presets import PRESETS
 
-__all__ = ["PRESETS", "TrainConfig", "TrainingDiverged", "train"]
+__all__ = ["PRESETS", "TrainConfig", "TrainingDiverged", "grid", "sweep", "train"]
 
 
 def __getattr__(name: str):
-    if name in ("TrainingDiverged", "train"):  # the loop needs torch, the config must not
-        from vlsae.training import loop
-
-        return getattr(loop, name)
+    homes = {"TrainingDiverged": "run", "train": "loop", "grid": "sweeps", "sweep": "sweeps"}
+    if name in homes:  # these need torch, the recipes must not
+        return getattr(importlib.import_module(f"vlsae.training.{homes[name]}"), name)
     raise AttributeError(f"module 'vlsae.training' has no attribute {name!r}")

@@ -37,7 +37,8 @@ class TrainConfig:
             "centre_sqrt_d", "standardise", "unit" or "layer_norm" (`vlsae.dictionaries.transform`).
         b_dec_init: "geometric_median", "mean" or "zeros".
         clip_gradient: largest gradient norm; 0 for none.
-        seed: of weights and data order.
+        seed: of the weights, and of the order of the data unless `data_seed` is given.
+        data_seed: of the order of the data; `seed` where -1.
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of train.jsonl; the last step always has one.
         objectives: names of the loss terms, separated by commas; the family's own where "".
@@ -69,6 +70,7 @@ class TrainConfig:
     b_dec_init: str = "geometric_median"
     clip_gradient: float = 0.0
     seed: int = 0
+    data_seed: int = -1
     checkpoint_every: int = 500
     log_every: int = 50
     objectives: str = ""
@@ -77,6 +79,11 @@ class TrainConfig:
     def option(self, name: str, default: Any) -> Any:
         """An entry of `options`, or its default."""
         return self.options.get(name, default)
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the order of the data."""
+        return self.seed if self.data_seed < 0 else self.data_seed
 
     def __post_init__(self) -> None:
         choices = {

@@ -64,7 +64,7 @@ class Run:
             weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
         self.silent = torch.zeros(config.n_latents, dtype=torch.long, device=device)
-        self.step, self.tokens_seen, self.reader = 0, 0, ReaderState(seed=config.seed)
+        self.step, self.tokens_seen, self.reader = 0, 0, ReaderState(seed=config.order_seed)
         self.started = time.time()
         self._resume()
         self.loggers = open_loggers(logger, out, self.step, asdict(config))
@@ -72,7 +72,7 @@ class Run:
     def _sample(self) -> Tensor:
         if isinstance(self.data, StreamActivations):
             return self.data.sample(START_SAMPLE)
-        first = next(self._pass(ReaderState(seed=self.config.seed), START_SAMPLE), None)
+        first = next(self._pass(ReaderState(seed=self.config.order_seed), START_SAMPLE), None)
         if first is None:
             raise ValueError("The data hold no tokens to train on; check `select`.")
         return first[0]
@@ -88,15 +88,20 @@ class Run:
             return self.data.fingerprint
         return f"{self.data.fingerprint}/{hashlib.blake2b(self.select.tobytes(), digest_size=8).hexdigest()}"
 
-    def batches(self) -> Iterator[Tensor]:
-        """Batches for the steps that are left, pass after pass, each pass in another order."""
+    def raw_batches(self) -> Iterator[tuple[Tensor, ReaderState]]:
+        """Activations for the steps that are left, pass after pass, each pass in another order."""
         while self.step < self.config.steps:
             for x, state in self._pass(self.reader, self.config.batch_size):
-                self.reader = state
-                yield self.dictionary.transform(x.to(self.device))
+                yield x.to(self.device), state
                 if self.step >= self.config.steps:
                     return
             self.reader = ReaderState(seed=self.reader.seed + 1)
+
+    def batches(self) -> Iterator[Tensor]:
+        """The same as the dictionary sees them; the run remembers where it stands."""
+        for x, state in self.raw_batches():
+            self.reader = state
+            yield self.dictionary.transform(x)
 
     def advance(self, x: Tensor) -> dict | None:
         """One optimiser step; returns a row of the log every `log_every` steps."""
