@@ -92,7 +92,7 @@ def test_all_dead(sae, x):
         pytest.skip(f"{sae.family} has no linear encoder that could be silenced")
     with torch.no_grad():
         sae.W_enc.zero_()
-        sae.b_enc.fill_(0.0 if sae.family == "projection" else -5.0)
+        sae.b_enc.fill_(0.0 if sae.signed else -5.0)
     assert (sae.encode(x) == 0).all()
     assert torch.equal(sae(x), sae.b_dec.expand_as(x))
     assert len(sae.encode_sparse(x).values) == 0

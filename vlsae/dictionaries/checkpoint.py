@@ -16,7 +16,14 @@ from vlsae.dictionaries.transform import InputTransform
 
 SCHEMA = 1
 FACTS = {"schema", "version", "family", "settings", "input_transform"}  # of metadata.vlsae; the rest is free
-ARCHITECTURES = {"relu": "standard", "topk": "topk"}  # families that SAELens can open
+ARCHITECTURES = {  # of families that SAELens can open
+    "relu": "standard",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "batch_topk": "jumprelu",
+    "nested_dictionary": "jumprelu",
+    "nested_sparsity": "standard",
+}
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 
 
@@ -112,7 +119,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
         raise CheckpointError(f"{folder / CONFIG} has schema {facts['schema']}; this version reads {SCHEMA}.")
     try:
         dictionary = DICTIONARIES.get(facts["family"])(config["d_in"], config["d_sae"], **facts["settings"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: the settings do not fit {facts['family']!r}: {error}.") from error
     dictionary.transform = InputTransform(dictionary.d, facts["input_transform"])
     try:
