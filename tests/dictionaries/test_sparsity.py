@@ -113,9 +113,9 @@ def test_nested_supports_and_the_widest_level_is_relu():
     assert ((z5 > 0) <= (z20 > 0)).all()
     assert torch.equal(z20, torch.relu(sae.pre(X)))
     assert torch.equal(z20, sae.encode(X))
-    trace = sae.trace(X)
-    for number, z in enumerate((z2, z5, z20)):
-        assert torch.allclose(trace.extras[f"z{number}"], z)
+    levels = sae.trace(X).extras["levels"]
+    for level, z in zip(levels, (z2, z5, z20), strict=True):
+        assert torch.allclose(level, sae.decode(z), atol=1e-6)
 
 
 def _step(sae):
@@ -149,13 +149,14 @@ def test_moving_norms_into_the_encoder_keeps_the_function():
 
 
 def test_msae_error_falls_with_k_and_its_first_level_finds_the_strongest():
+    """Up to the true 3 concepts a token each cut adds one; the fourth to sixth have nothing to add, all 64 correct."""
     truth, sae = _trained("nested_sparsity", ks=[3, 6, 64], nesting="reverse", lr=1e-3)
     x, z = truth.sample(2000, part=1)
-    errors = [(x - sae.decode(sae.encode_at(x, k))).square().sum().item() for k in (1, 2, 3, 6)]
+    errors = [(x - sae.decode(sae.encode_at(x, k))).square().sum().item() for k in (1, 2, 3, 64)]
     assert errors == sorted(errors, reverse=True)
     partner = (sae.atoms @ truth.atoms.T).argmax(1)
     strongest = partner[sae.encode_at(x, 1).argmax(1)]
-    assert (strongest == z.argmax(1)).float().mean() > 0.6
+    assert (strongest == z.argmax(1)).float().mean() > 0.7
 
 
 def test_one_prefix_is_batch_topk():
