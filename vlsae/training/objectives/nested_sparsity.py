@@ -47,7 +47,9 @@ class NestedSparsity(Objective):
 
     def __call__(self, step: Step) -> Tensor:
         if "levels" not in step.extras:
-            raise ValueError(f"{step.dictionary.family!r} has no levels to weigh; train a 'nested_sparsity' dictionary.")
+            raise ValueError(
+                f"{step.dictionary.family!r} has no levels to weigh; train a 'nested_sparsity' dictionary."
+            )
         levels = step.extras["levels"]
         errors = torch.stack([self.error.error(step.x, level) for level in levels])
         return self.weights(len(levels)).to(errors) @ errors
