@@ -5,11 +5,17 @@ import importlib
 from vlsae.training.config import TrainConfig
 from vlsae.training.presets import PRESETS
 
-__all__ = ["PRESETS", "TrainConfig", "TrainingDiverged", "grid", "sweep", "train"]
+__all__ = ["PRESETS", "SplicedModel", "TrainConfig", "TrainingDiverged", "grid", "sweep", "train"]
 
 
 def __getattr__(name: str):
-    homes = {"TrainingDiverged": "run", "train": "loop", "grid": "sweeps", "sweep": "sweeps"}
+    homes = {
+        "SplicedModel": "end_to_end",
+        "TrainingDiverged": "run",
+        "train": "loop",
+        "grid": "sweeps",
+        "sweep": "sweeps",
+    }
     if name in homes:  # these need torch, the recipes must not
         return getattr(importlib.import_module(f"vlsae.training.{homes[name]}"), name)
     raise AttributeError(f"module 'vlsae.training' has no attribute {name!r}")

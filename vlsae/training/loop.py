@@ -36,7 +36,8 @@ def train(
     """Train a dictionary on activations; call again with the same arguments to continue after any interruption.
 
     Args:
-        data: an `ActivationStore`, its folder, a tensor `[N, d]`, or an iterable of such batches, in their order.
+        data: an `ActivationStore`, its folder, a tensor `[N, d]`, an iterable of such batches, in their order, or a
+            `SplicedModel` for end-to-end training.
         arch: the family, "topk", "relu", ... ; overrides the preset's.
         engine: "torch" (autograd, every family) or "auto", the fastest there is for the family.
         preset: a named recipe of `vlsae.training.PRESETS` ("patchsae", "msae_rw", ...).
@@ -84,7 +85,7 @@ def open_data(data) -> ActivationStore | TensorActivations | StreamActivations:
         return ActivationStore(data)
     if isinstance(data, Tensor):
         return TensorActivations(data)
-    if isinstance(data, (ActivationStore, TensorActivations, StreamActivations)):
+    if hasattr(data, "shuffled"):
         return data
     if isinstance(data, Iterable):
         return StreamActivations(data)

@@ -20,6 +20,7 @@ from vlsae.dictionaries.base import DICTIONARIES, Dictionary, Trace
 from vlsae.dictionaries.checkpoint import save_dictionary
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.training.config import TrainConfig
+from vlsae.training.end_to_end import SplicedModel
 from vlsae.training.loggers import open_loggers
 from vlsae.training.objectives import OBJECTIVES, Step, explained_variance
 from vlsae.training.objectives.base import Start
@@ -42,6 +43,18 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * min(warm, (1 - math.cos(math.pi * left)) / 2 if config.schedule == "cosine" else left)
 
 
+def origin(data) -> dict[str, str | None]:
+    """Which model and site, which tokens and which images the activations come from, as far as they know."""
+    if isinstance(data, ActivationStore):
+        config = data.config
+        known = (config.model, config.weight_hash, data.site, config.tokens, config.source)
+    elif isinstance(data, SplicedModel):
+        known = (data.model.spec, data.model.weight_hash, data.site, data.tokens, None)
+    else:
+        known = (None,) * 5
+    return dict(zip(("model", "weight_hash", "site", "tokens", "source"), known, strict=True))
+
+
 class Run:
     """The state of a run: dictionary, optimiser, dead-latent counters, and where the data stands."""
 
@@ -57,7 +70,7 @@ class Run:
         self.dictionary.transform = transform
         self.dictionary.prepare(sample)
         self.dictionary.to(device)
-        start = Start(data.d, total_variance(sample))
+        start = Start(data.d, total_variance(sample), data)
         self.objectives = [OBJECTIVES.get(name).make(config, start) for name in objective_names(config)]
         self.optimizer = torch.optim.AdamW(
             self.dictionary.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.adam_eps,
@@ -209,13 +222,8 @@ class Run:
         """Write down where the dictionary comes from, and save it."""
         if not self._is_finite():
             raise TrainingDiverged("The last step made weights that are not finite; try a smaller lr.")
-        store = self.data if isinstance(self.data, ActivationStore) else None
         self.dictionary.metadata = {
-            "model": store.config.model if store else None,
-            "weight_hash": store.config.weight_hash if store else None,
-            "site": store.site if store else None,
-            "tokens": store.config.tokens if store else None,
-            "source": store.config.source if store else None,
+            **origin(self.data),
             "n_tokens_seen": self.tokens_seen,
             "recipe": asdict(self.config),
             "torch": torch.__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Start:
-    """What is known of the data before the first step: their width and total variance `E||x - mean||^2`."""
+    """What is known of the data before the first step: their width, total variance `E||x - mean||^2`, and where from."""
 
     d: int
     variance: float
+    data: Any = None
 
 
 class Objective:
