@@ -89,6 +89,7 @@ class Dictionary(nn.Module):
     unit_atoms = True  # whether training keeps every atom at unit norm
     homogeneous = True  # whether act(s pre) = s act(pre) for s > 0, so that an input scale folds into the biases
     signed = False  # whether codes have both signs
+    start_sample = 8192  # vectors that training gives to `prepare`, at most
 
     def __init__(self, d: int, n_latents: int, *, seed: int = 0):
         super().__init__()

@@ -130,7 +130,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
         raise CheckpointError(f"{folder / WEIGHTS} holds {found}, expected {expected}.")
-    dictionary.to(next(iter(weights.values())).dtype)
+    dictionary.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
     dictionary.load_state_dict(weights)
     dictionary.metadata = {k: v for k, v in facts.items() if k not in FACTS}
     return dictionary.to(torch.device(device))

@@ -28,7 +28,6 @@ from vlsae.training.recipe import constructor_arguments, objective_names
 from vlsae.training.resampling import resample
 from vlsae.training.start import initial_bias, total_variance
 
-START_SAMPLE = 8192
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -61,7 +60,7 @@ class Run:
     def __init__(self, data, config: TrainConfig, out: Path | None, device: torch.device, select, logger: str = ""):
         self.data, self.config, self.out, self.device, self.select = data, config, out, device, select
         family = DICTIONARIES.get(config.family)
-        sample = self._sample()
+        sample = self._sample(family.start_sample)
         transform = InputTransform.fit(sample, config.input_transform)
         sample = transform(sample)
         self.dictionary = family(data.d, config.n_latents, seed=config.seed, **constructor_arguments(config))
@@ -82,10 +81,10 @@ class Run:
         self._resume()
         self.loggers = open_loggers(logger, out, self.step, asdict(config))
 
-    def _sample(self) -> Tensor:
+    def _sample(self, n: int) -> Tensor:
         if isinstance(self.data, StreamActivations):
-            return self.data.sample(START_SAMPLE)
-        first = next(self._pass(ReaderState(seed=self.config.order_seed), START_SAMPLE), None)
+            return self.data.sample(n)
+        first = next(self._pass(ReaderState(seed=self.config.order_seed), n), None)
         if first is None:
             raise ValueError("The data hold no tokens to train on; check `select`.")
         return first[0]

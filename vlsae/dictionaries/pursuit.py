@@ -1,0 +1,86 @@
+"""Greedy decompositions: matching pursuit and orthogonal matching pursuit, many vectors at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlsae.dictionaries.least_squares import nonnegative_codes
+
+
+def _pick(correlations: Tensor, nonnegative: bool) -> Tensor:
+    """Number of the next atom, `[B]`: of largest correlation, or largest magnitude."""
+    return (correlations if nonnegative else correlations.abs()).argmax(-1)
+
+
+def matching_pursuit(
+    x: Tensor, atoms: Tensor, k: int, nonnegative: bool = True, tol: float = 0.0, by_gram: bool = True
+) -> Tensor:
+    """`k` times: `j = argmax_i <r, D_i>`, `z_j += <r, D_j>`, `r -= <r, D_j> D_j` (Mallat and Zhang 1993).
+
+    Args:
+        x: `[B, d]`; atoms: `[n, d]`, of unit norm; gradients flow to both, through all steps.
+        k: steps; an atom may be chosen again, so at most `k` codes are not zero.
+        nonnegative: take positive correlations alone, and stop where there is none; else the largest magnitude.
+        tol: stop where the norm of the rest is at most this.
+        by_gram: update correlations by the atoms' Gram matrix, `O(B n)` a step, instead of computing them anew,
+            `O(B n d)`, which keeps less for gradients.
+
+    Returns:
+        Codes `[B, n]`. With unit atoms `||x||^2 = sum_t c_t^2 + ||r_k||^2` exactly.
+
+    Example:
+        >>> matching_pursuit(torch.tensor([[3.0, 1.0, -2.0]]), torch.eye(3), k=2).tolist()
+        [[3.0, 1.0, 0.0]]
+    """
+    z, rest = x.new_zeros(len(x), len(atoms)), x
+    gram = atoms @ atoms.T if by_gram else None
+    correlations = x @ atoms.T if by_gram else None
+    for _ in range(k):
+        j = _pick(correlations if by_gram else rest.detach() @ atoms.detach().T, nonnegative)
+        c = correlations.gather(1, j[:, None])[:, 0] if by_gram else (rest * atoms[j]).sum(-1)
+        if nonnegative:
+            c = torch.relu(c)
+        if tol:
+            c = c * (rest.detach().norm(dim=-1) > tol)
+        z = z.scatter_add(1, j[:, None], c[:, None])
+        if by_gram:
+            correlations = correlations - c[:, None] * gram[j]
+        if tol or not by_gram:
+            rest = rest - c[:, None] * atoms[j]
+    return z
+
+
+def orthogonal_matching_pursuit(x: Tensor, atoms: Tensor, k: int, nonnegative: bool = True, tol: float = 0.0) -> Tensor:
+    """Matching pursuit with all chosen codes fitted again after every choice (Pati et al. 1993).
+
+    Args:
+        x, atoms, k, tol: as for `matching_pursuit`; gradients flow through the last fit.
+        nonnegative: fit by non-negative least squares (Bruckstein et al. 2008).
+
+    Returns:
+        Codes `[B, n]`.
+    """
+    chosen = torch.zeros(len(x), 0, dtype=torch.long, device=x.device)
+    with torch.no_grad():
+        rest, used, active = x, torch.zeros(len(x), len(atoms), dtype=torch.bool, device=x.device), chosen.bool()
+        for _ in range(min(k, len(atoms))):
+            j = _pick((rest @ atoms.T).masked_fill(used, 0.0), nonnegative)
+            going = (rest.norm(dim=-1) > tol)[:, None]
+            chosen, used = torch.cat([chosen, j[:, None]], 1), used.scatter(1, j[:, None], True)
+            active = torch.cat([active, going], 1)
+            codes = _fit(x, atoms[chosen], active)
+            if nonnegative and (codes < 0).any():
+                part = atoms[chosen] * active[..., None]
+                codes = nonnegative_codes((part @ x[..., None])[..., 0], part @ part.mT, codes.clamp_min(0.0))
+                active = active & (codes > 0)
+            rest = x - (codes[:, None] @ atoms[chosen])[:, 0]
+    return x.new_zeros(len(x), len(atoms)).scatter_add(1, chosen, _fit(x, atoms[chosen], active))
+
+
+def _fit(x: Tensor, chosen: Tensor, active: Tensor) -> Tensor:
+    """Least squares of `x [B, d]` on the active ones of `chosen [B, t, d]`: `[B, t]`, 0 where not `active [B, t]`."""
+    part = chosen * active[..., None]
+    ridge = torch.where(active, 4 * torch.finfo(x.dtype).eps, 1.0)  # equal atoms share what they explain
+    codes = torch.linalg.solve(part @ part.mT + torch.diag_embed(ridge), (part @ x[..., None])[..., 0])
+    return codes * active
