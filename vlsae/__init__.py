@@ -21,6 +21,8 @@ _PUBLIC = {
     "SpLiCE": "vlsae.splice.model",
     "Vocabulary": "vlsae.splice.vocabulary",
     "ModalityMean": "vlsae.splice.means",
+    "infer": "vlsae.splice.inference",
+    "sweep": "vlsae.training.sweeps",
     "run_demo": "vlsae.demo",
 }
 _ROOMS = ("world", "images", "backbones", "activations", "dictionaries", "training", "splice", "concepts", "heatmaps",
@@ -39,10 +41,12 @@ if TYPE_CHECKING:
     from vlsae.dictionaries.checkpoint import load_dictionary
     from vlsae.heatmaps.maps import heatmap
     from vlsae.images.sources import load_images
+    from vlsae.splice.inference import infer
     from vlsae.splice.means import ModalityMean
     from vlsae.splice.model import SpLiCE
     from vlsae.splice.vocabulary import Vocabulary
     from vlsae.training.loop import train
+    from vlsae.training.sweeps import sweep
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""Orthonormal bases as dictionaries: the training-free baselines (raw neurons, PCA, a random rotation)."""
+"""Bases as dictionaries: the training-free baselines with codes of both signs (neurons, PCA, ICA, a random rotation)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 
 @DICTIONARIES.register("projection")
 class ProjectionDictionary(Dictionary):
-    """Coordinates in an orthonormal basis `A`, the `k` largest by magnitude kept: `z = TopK_|.|((x - b_dec) A^T)`.
+    """Coordinates in a basis, the `k` largest by magnitude kept: `z = TopK_|.|((x - b_dec) W_enc)`.
 
-    Codes have both signs. For an orthonormal basis this is the best `k`-term approximation.
+    Codes have both signs. Bases are orthonormal, `W_enc = W_dec^T`, which makes this the best `k`-term approximation,
+    but for ICA, whose `W_enc` is the inverse.
 
     Args:
         d: width of the activations.
@@ -70,6 +71,21 @@ class ProjectionDictionary(Dictionary):
         """The coordinates of the activations themselves, around the mean of `x [N, d]`."""
         basis = cls(x.shape[1], x.shape[1], k=k)
         basis._set_basis(torch.eye(x.shape[1]), x.mean(0))
+        return basis.requires_grad_(False)
+
+    @classmethod
+    def ica(cls, x: Tensor, k: int, seed: int = 0) -> ProjectionDictionary:
+        """Independent components of `x [N, d]` by scikit-learn's FastICA, with mixing directions of unit norm."""
+        from sklearn.decomposition import FastICA
+
+        model = FastICA(random_state=seed, whiten="unit-variance", max_iter=300, tol=1e-3)
+        model.fit(x.double().cpu().numpy())
+        mixing = torch.from_numpy(model.mixing_.T.copy())
+        norms = mixing.norm(dim=1, keepdim=True)
+        basis = cls(x.shape[1], x.shape[1], k=k)
+        basis._set_basis((mixing / norms).float(), x.mean(0))
+        with torch.no_grad():
+            basis.W_enc.copy_(torch.from_numpy(model.components_).T * norms.T)
         return basis.requires_grad_(False)
 
     @classmethod

@@ -84,3 +84,28 @@ def _fit(x: Tensor, chosen: Tensor, active: Tensor) -> Tensor:
     ridge = torch.where(active, 4 * torch.finfo(x.dtype).eps, 1.0)  # equal atoms share what they explain
     codes = torch.linalg.solve(part @ part.mT + torch.diag_embed(ridge), (part @ x[..., None])[..., 0])
     return codes * active
+
+
+@torch.no_grad()
+def gradient_pursuit(x: Tensor, atoms: Tensor, k: int) -> Tensor:
+    """Non-negative gradient pursuit: like orthogonal pursuit, with one exact line search in place of each fit.
+
+    The gradient `g = D_S r` on the atoms chosen so far is followed by `<g, g> / ||g D_S||^2`, then codes below 0 are
+    cut (Blumensath and Davies 2008; used for sparse inference with a dictionary's decoder by Smith 2024).
+
+    Args:
+        x: `[B, d]`; atoms: `[n, d]`; k: steps.
+
+    Returns:
+        Codes `[B, n]`, at most `k` of them not zero.
+    """
+    z = x.new_zeros(len(x), len(atoms))
+    mask = torch.zeros_like(z, dtype=torch.bool)
+    for _ in range(k):
+        correlations = (x - z @ atoms) @ atoms.T
+        best = correlations.masked_fill(mask, -torch.inf).max(dim=1)
+        mask[best.values > 0, best.indices[best.values > 0]] = True
+        gradient = correlations * mask
+        along = (gradient @ atoms).square().sum(1, keepdim=True)
+        z = torch.relu(z + gradient * gradient.square().sum(1, keepdim=True) / along.clamp_min(1e-12)) * mask
+    return z

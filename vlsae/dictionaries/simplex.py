@@ -21,7 +21,8 @@ def sparsemax(v: Tensor) -> Tensor:
         >>> sparsemax(torch.tensor([2.0, 1.5, 0.0])).tolist()
         [0.75, 0.25, 0.0]
     """
-    ordered = v.detach().sort(dim=-1, descending=True).values.float()
+    ordered = v.detach().sort(dim=-1, descending=True).values
+    ordered = ordered.float() if ordered.dtype.itemsize < 4 else ordered
     counts = torch.arange(1, v.shape[-1] + 1, device=v.device)
     size = (1 + counts * ordered > ordered.cumsum(-1)).sum(-1, keepdim=True)
     inside = v.detach() >= ordered.gather(-1, size - 1).to(v)

@@ -10,19 +10,23 @@ from torch import Tensor, nn
 
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary, Trace
 
+SMALLEST = 1e-7  # variance
+
 
 @DICTIONARIES.register("vaease")
 class VAEaseDictionary(Dictionary):
     """`z = (1 - sigma(x)) mu(x)`, in training `(1 - sigma) (mu + sigma eps)`, and `xhat = z W_dec + b_dec`.
 
     A latent whose standard deviation is 1 costs nothing and says nothing; one at 0 is fully on. Which ones are on is
-    decided by each input, without a weight of sparsity. Codes have both signs. Arxiv 2506.04859; the encoder is the
-    released code's shallow one: `h = SiLU(x W_hidden + b_hidden)`, its first half `mu`, its second half through
-    a linear map and a sigmoid the variance.
+    decided by each input, without a weight of sparsity. Codes have both signs. Arxiv 2506.04859, with the encoders of
+    its released code. Shallow, for wide activations: `h = SiLU(x W + b)`, its first half `mu`, its second half through
+    a linear map and a sigmoid the variance; such a `mu` hardly gets negative, so a direction of both signs takes two
+    latents. Deep, `hidden > 0`: four linear layers, the last of which gives `mu` and `log sigma^2`, cut at 0.
 
     Args:
         d: width of the activations.
         n_latents: number of latents.
+        hidden: width of the deep encoder's layers; 0 for the shallow one.
         log_gamma: first value of the learned log variance of the reconstruction.
         gated: without the gate `1 - sigma` this is a plain variational autoencoder.
         seed: of weights and noise.
@@ -40,9 +44,11 @@ class VAEaseDictionary(Dictionary):
     homogeneous = False
     signed = True
 
-    def __init__(self, d: int, n_latents: int, *, log_gamma: float = -0.5, gated: bool = True, seed: int = 0):
+    def __init__(
+        self, d: int, n_latents: int, *, hidden: int = 0, log_gamma: float = -0.5, gated: bool = True, seed: int = 0
+    ):
+        self.hidden, self.gated, self.seed = hidden, gated, seed
         super().__init__(d, n_latents, seed=seed)
-        self.gated, self.seed = gated, seed
         self.log_gamma = nn.Parameter(torch.tensor([float(log_gamma)]))
         self.register_buffer("draws", torch.zeros(1, dtype=torch.long))  # saved, so that a resumed run draws on
 
@@ -50,19 +56,28 @@ class VAEaseDictionary(Dictionary):
         def uniform(*shape: int) -> nn.Parameter:
             return nn.Parameter((2 * torch.rand(*shape, generator=generator) - 1) / shape[0] ** 0.5)
 
-        n = self.n_latents
-        self.W_hidden, self.b_hidden = uniform(self.d, 2 * n), nn.Parameter(torch.zeros(2 * n))
-        self.W_variance, self.b_variance = uniform(n, n), nn.Parameter(torch.zeros(n))
+        d, n, h = self.d, self.n_latents, self.hidden
+        shapes = [(d, h), (h, h), (h, h), (h, 2 * n)] if h else [(d, 2 * n), (n, n)]
+        self.weights = nn.ParameterList(uniform(*shape) for shape in shapes)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(shape[1])) for shape in shapes)
+        if h:
+            self.biases[-1].data[n:] = -3.0  # every latent starts on: where sigma is cut at 1 there is no gradient
         self.W_dec, self.b_dec = uniform(n, self.d), nn.Parameter(torch.zeros(self.d))
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"gated": self.gated}
+        return {"hidden": self.hidden, "gated": self.gated}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of every latent, `[..., n_latents]` each, for inputs behind the transform."""
-        mu, rest = F.silu((x - self.b_dec) @ self.W_hidden + self.b_hidden).chunk(2, dim=-1)
-        return mu, torch.sigmoid(rest @ self.W_variance + self.b_variance).clamp_min(1e-7)
+        x = x - self.b_dec
+        if not self.hidden:
+            mu, rest = F.silu(x @ self.weights[0] + self.biases[0]).chunk(2, dim=-1)
+            return mu, torch.sigmoid(rest @ self.weights[1] + self.biases[1]).clamp_min(SMALLEST)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = F.silu(x @ weight + bias)
+        mu, log_variance = (x @ self.weights[-1] + self.biases[-1]).chunk(2, dim=-1)
+        return mu, log_variance.clamp_max(0.0).exp().clamp_min(SMALLEST)
 
     def variance(self, x: Tensor) -> Tensor:
         """Variances `[..., n_latents]` of activations `[..., d]`: near 1 where a latent is off, near 0 where on."""
