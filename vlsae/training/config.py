@@ -35,7 +35,7 @@ class TrainConfig:
         resample_every: steps between two resamplings with dead_policy "resample".
         input_transform: what happens to activations first, kept with the dictionary: "none", "centre", "sqrt_d",
             "centre_sqrt_d", "standardise", "unit" or "layer_norm" (`vlsae.dictionaries.transform`).
-        b_dec_init: "geometric_median", "mean" or "zeros".
+        b_dec_init: "geometric_median", "mean", "zeros", or "none": 0 for good.
         clip_gradient: largest gradient norm; 0 for none.
         seed: of the weights, and of the order of the data unless `data_seed` is given.
         data_seed: of the order of the data; `seed` where -1.
@@ -91,7 +91,7 @@ class TrainConfig:
             "dead_policy": ("", "auxk", "ghost", "resample", "reanimation", "none"),
             "input_transform": ("none", "centre", "sqrt_d", "centre_sqrt_d", "standardise", "unit", "layer_norm"),
             "schedule": ("linear", "cosine"),
-            "b_dec_init": ("geometric_median", "mean", "zeros"),
+            "b_dec_init": ("geometric_median", "mean", "zeros", "none"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -48,7 +48,7 @@ class MetaDictionary:
 
 
 def train_meta(dictionary: Dictionary, n_latents: int, k: int = 4, arch: str = "batch_topk", **options: Any):
-    """Train a dictionary on the unit atoms of another.
+    """Train a dictionary on the unit atoms of another; without decoder bias, so that parts have one origin.
 
     Args:
         dictionary: whose latents are taken apart.
@@ -67,6 +67,6 @@ def train_meta(dictionary: Dictionary, n_latents: int, k: int = 4, arch: str = "
         True
     """
     atoms = F.normalize(dictionary.atoms.float(), dim=1).cpu()
-    options = {"batch_size": len(atoms), "dead_after_tokens": 20 * len(atoms), **options}
+    options = {"batch_size": len(atoms), "dead_after_tokens": 20 * len(atoms), "b_dec_init": "none", **options}
     with torch.enable_grad():
         return MetaDictionary(dictionary, train(atoms, arch, n_latents=n_latents, k=k, **options))

@@ -66,6 +66,7 @@ class Run:
         self.dictionary = family(data.d, config.n_latents, seed=config.seed, **constructor_arguments(config))
         if isinstance(self.dictionary.b_dec, torch.nn.Parameter):
             self.dictionary.b_dec.data.copy_(initial_bias(sample, config.b_dec_init))
+            self.dictionary.b_dec.requires_grad_(config.b_dec_init != "none")
         self.dictionary.transform = transform
         self.dictionary.prepare(sample)
         self.dictionary.to(device)

@@ -24,8 +24,8 @@ def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6) 
 
 
 def initial_bias(sample: Tensor, kind: str) -> Tensor:
-    """`b_dec` before the first step: "geometric_median", "mean" or "zeros" of a sample `[N, d]`."""
-    if kind == "zeros":
+    """`b_dec` before the first step: "geometric_median" or "mean" of a sample `[N, d]`, or 0 ("zeros", "none")."""
+    if kind in ("zeros", "none"):
         return torch.zeros(sample.shape[1])
     return geometric_median(sample) if kind == "geometric_median" else sample.mean(0)
 
