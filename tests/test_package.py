@@ -12,7 +12,8 @@ import vlsae
 
 ROOT = Path(vlsae.__file__).parent
 FLOW = ["registry", "atomic", "images", "world", "backbones", "activations", "dictionaries", "training", "splice", "concepts",
-        "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo_words", "demo", "cli"]  # fmt: skip
+        "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo_words", "demo",
+        "evaluate", "cli"]  # fmt: skip
 
 
 def _room(module: str) -> str:

@@ -113,6 +113,8 @@ def test_nested_supports_and_the_widest_level_is_relu():
     assert ((z5 > 0) <= (z20 > 0)).all()
     assert torch.equal(z20, torch.relu(sae.pre(X)))
     assert torch.equal(z20, sae.encode(X))
+    sae.cut = 5
+    assert torch.equal(sae.encode(X), z5)
     levels = sae.trace(X).extras["levels"]
     for level, z in zip(levels, (z2, z5, z20), strict=True):
         assert torch.allclose(level, sae.decode(z), atol=1e-6)

@@ -16,6 +16,8 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
     demo = add("demo", "Run everything on the embedded model and scenes, and write a report.", Path("runs/demo"))
     demo.add_argument("--scenes", type=int, default=3000, help="scenes to train on")
 
+    _evaluation_options(add("evaluate", "Compare dictionary families on the embedded model.", Path("runs/evaluate")))
+
     extract = add("extract", "Write a model's patch tokens of your images to disk.", RUN / "activations")
     extract.add_argument("images", help="a picture, a folder, a .csv with a column 'path', or a .txt list")
     extract.add_argument("--model", default="tiny", help="tiny, open_clip:ARCH/TAG, hf:ID, or a folder")
@@ -53,6 +55,15 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
     )
 
 
+def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--families", nargs="+", default=None, help="all that are trained where not given")
+    evaluate.add_argument("--k", type=int, default=12, help="active latents a token of the table")
+    evaluate.add_argument("--frontier", type=int, nargs="*", default=[6, 24], help="further numbers of active latents")
+    evaluate.add_argument("--scenes", type=int, default=2000, help="scenes to train on")
+    evaluate.add_argument("--held-out", type=int, default=600, help="scenes to score on")
+    evaluate.add_argument("--steps", type=int, default=500, help="optimiser steps of every run")
+
+
 def _training_options(train: argparse.ArgumentParser) -> None:
     """Every field of TrainConfig as an option; those not given come from the preset or the defaults."""
     from vlsae.training.config import TrainConfig
@@ -84,6 +95,23 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
             + ", ".join(f"{k} {v:.0f}" for k, v in result.seconds.items())
         )
     return {"report": str(options.out / "report.html"), "metrics": str(options.out / "metrics.json")}
+
+
+def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.evaluate import FAMILIES, evaluate
+
+    result = evaluate(
+        options.out, families=options.families or FAMILIES, k=options.k, frontier=options.frontier, seed=options.seed,
+        n_train=options.scenes, n_test=options.held_out, steps=options.steps, progress=not options.json,
+    )  # fmt: skip
+    if not options.json:
+        print(f"{'dictionary':>18}     L0     EV   dead  zero-shot  localised  stability")
+        for s in sorted((s for s in result.scores if s.wanted == result.k), key=lambda s: (not s.trained, -s.accuracy)):
+            beside = f"{s.stability:.3f} ({s.stability_start:.3f} at the start)" if s.stability is not None else ""
+            print(
+                f"{s.family:>18} {s.l0:6.1f} {s.ev:6.3f} {s.dead:6.3f} {s.accuracy:10.3f} {s.localised:10.3f}  {beside}"
+            )
+    return {"report": str(options.out / "report.html"), "scores": str(options.out / "evaluation.json")}
 
 
 def _extract(options: argparse.Namespace) -> dict[str, Any]:
@@ -174,5 +202,5 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
     return {"report": str(path)}
 
 
-COMMANDS = {"demo": _demo, "extract": _extract, "train": _train, "stats": _stats, "heatmap": _heatmap,
+COMMANDS = {"demo": _demo, "evaluate": _evaluate, "extract": _extract, "train": _train, "stats": _stats, "heatmap": _heatmap,
             "report": _report}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -96,11 +97,14 @@ class NMFDictionary(Dictionary):
     def fit(cls, x: Tensor, n_latents: int, k: int = 0, seed: int = 0) -> NMFDictionary:
         """Parts of `x [N, d]` by scikit-learn's mini-batch NMF."""
         from sklearn.decomposition import MiniBatchNMF
+        from sklearn.exceptions import ConvergenceWarning
 
         made = cls(x.shape[1], n_latents, k=k)
         low = x.min(0).values
         model = MiniBatchNMF(n_latents, random_state=seed, init="nndsvda", batch_size=4096, max_iter=100, tol=1e-5)
-        model.fit((x - low).clamp_min(0).double().cpu().numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline stops where its budget ends
+            model.fit((x - low).clamp_min(0).double().cpu().numpy())
         made.W_dec.data.copy_(torch.from_numpy(model.components_))
         made.b_dec.data.copy_(low)
         return made.requires_grad_(False)
@@ -117,15 +121,18 @@ class NMFDictionary(Dictionary):
         return z.to(x).reshape(*x.shape[:-1], self.n_latents)
 
 
-def fit_baselines(x: Tensor, k: int, n_latents: int | None = None, seed: int = 0) -> dict[str, Dictionary]:
+def fit_baselines(
+    x: Tensor, k: int, n_latents: int | None = None, seed: int = 0, parts: int = 64
+) -> dict[str, Dictionary]:
     """Every training-free dictionary on `x [N, d]`, with at most `k` active latents a vector.
 
     Args:
         x: `[N, d]`.
         k: at most `d`; k-means always has one.
-        n_latents: of k-means and NMF; `d` where None. The bases (PCA, ICA, a random rotation, the coordinates
-            themselves) have `d`.
+        n_latents: of k-means; `d` where None. The bases (PCA, ICA, a random rotation, the coordinates themselves)
+            have `d`.
         seed: of everything random.
+        parts: of NMF, whose codes are found by optimisation; at most `d` are made.
 
     Returns:
         Dictionaries by name: pca, ica, nmf, kmeans, random, identity.
@@ -134,7 +141,7 @@ def fit_baselines(x: Tensor, k: int, n_latents: int | None = None, seed: int = 0
     return {
         "pca": ProjectionDictionary.pca(x, k),
         "ica": ProjectionDictionary.ica(x, k, seed),
-        "nmf": NMFDictionary.fit(x, min(n, x.shape[1]), k, seed),
+        "nmf": NMFDictionary.fit(x, min(parts, x.shape[1]), min(k, parts), seed),
         "kmeans": KMeansDictionary.fit(x, n, seed),
         "random": ProjectionDictionary.rotation(x, k, seed),
         "identity": ProjectionDictionary.neurons(x, k),

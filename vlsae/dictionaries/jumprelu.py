@@ -72,7 +72,7 @@ class JumpReLUDictionary(Dictionary):
     """
 
     family = "jumprelu"
-    objectives = ("reconstruction", "l0")
+    objectives = ("reconstruction", "l0_penalty")
 
     def __init__(self, d: int, n_latents: int, *, bandwidth: float = 0.1, start: float = 0.1, seed: int = 0):
         super().__init__(d, n_latents, seed=seed)

@@ -36,6 +36,7 @@ class NestedSparsityMatryoshka(Dictionary):
         n_latents: number of atoms.
         ks: rising numbers of latents, each 1 to `n_latents`, one a level; 64, 128, ..., `n_latents` where empty. Only
             a last level of `n_latents` trains what `encode` computes.
+        cut: keep only that many latents in `encode`, as `encode_at` does; all where 0. Training is the same.
         seed: of the initial weights.
 
     Raises:
@@ -52,15 +53,18 @@ class NestedSparsityMatryoshka(Dictionary):
     objectives = ("nested_sparsity",)
     dead_policy = "none"
 
-    def __init__(self, d: int, n_latents: int, *, ks: Sequence[int] = (), seed: int = 0):
+    def __init__(self, d: int, n_latents: int, *, ks: Sequence[int] = (), cut: int = 0, seed: int = 0):
         super().__init__(d, n_latents, seed=seed)
         self.ks = [int(k) for k in ks] or doubling(n_latents)
         if self.ks != sorted(set(self.ks)) or self.ks[0] < 1 or self.ks[-1] > n_latents:
             raise ValueError(f"ks={self.ks} must rise strictly, from at least 1 to at most n_latents={n_latents}.")
+        if not 0 <= cut <= n_latents:
+            raise ValueError(f"cut={cut} must lie between 0 (all) and n_latents={n_latents}.")
+        self.cut = cut
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"ks": self.ks}
+        return {"ks": self.ks, "cut": self.cut}
 
     def _init_weights(self, generator: torch.Generator) -> None:
         """A short encoder, as released: all latents of a ReLU at full length would add up to far more than the input."""
@@ -69,7 +73,13 @@ class NestedSparsityMatryoshka(Dictionary):
             self.W_enc.mul_(START_NORM)
 
     def activate(self, pre: Tensor) -> Tensor:
-        return torch.relu(pre)
+        z = torch.relu(pre)
+        return self._largest(z, self.cut) if self.cut else z
+
+    @staticmethod
+    def _largest(z: Tensor, k: int) -> Tensor:
+        values, order = z.topk(k, dim=-1, sorted=False)
+        return torch.zeros_like(z).scatter(-1, order, values)
 
     def encode_at(self, x: Tensor, k: int) -> Tensor:
         """Codes `[..., n_latents]` with only the `k` largest kept; every code of `encode` where `k` is `n_latents`.
@@ -79,9 +89,7 @@ class NestedSparsityMatryoshka(Dictionary):
         """
         if not 1 <= k <= self.n_latents:
             raise ValueError(f"k={k} must lie between 1 and n_latents={self.n_latents}.")
-        z = self.encode(x)
-        values, order = z.topk(k, dim=-1, sorted=False)
-        return torch.zeros_like(z).scatter(-1, order, values)
+        return self._largest(torch.relu(self.pre(self.transform(x.to(self.W_dec.dtype)))), k)
 
     def levels(self, pre: Tensor) -> list[Tensor]:
         """Codes `[..., n_latents]` of every level, cut from one ranking so that also ties are nested."""

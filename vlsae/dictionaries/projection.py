@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -77,9 +78,12 @@ class ProjectionDictionary(Dictionary):
     def ica(cls, x: Tensor, k: int, seed: int = 0) -> ProjectionDictionary:
         """Independent components of `x [N, d]` by scikit-learn's FastICA, with mixing directions of unit norm."""
         from sklearn.decomposition import FastICA
+        from sklearn.exceptions import ConvergenceWarning
 
         model = FastICA(random_state=seed, whiten="unit-variance", max_iter=300, tol=1e-3)
-        model.fit(x.double().cpu().numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline stops where its budget ends
+            model.fit(x.double().cpu().numpy())
         mixing = torch.from_numpy(model.mixing_.T.copy())
         norms = mixing.norm(dim=1, keepdim=True)
         basis = cls(x.shape[1], x.shape[1], k=k)

@@ -36,7 +36,7 @@ def png(fig: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _clean(ax) -> None:
+def clean(ax) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#e6eaee", linewidth=0.7)
     ax.set_axisbelow(True)
@@ -79,7 +79,7 @@ def latent_scatter(statistics: LatentStatistics, marked: dict[int, str] | None =
     )
     ax.set_title(f"{len(alive):,} living latents of {statistics.n_latents:,}; {statistics.n_images:,} images",
                  loc="left", fontsize=11)  # fmt: skip
-    _clean(ax)
+    clean(ax)
     return png(fig)
 
 
@@ -101,5 +101,5 @@ def localisation_curves(found: dict[str, Localisation]) -> bytes:
     n = len(next(iter(found.values())).concepts)
     ax.set_title(f"{n} objects; column chosen on one half of the scenes, scored on the other", loc="left", fontsize=11)
     ax.legend(frameon=False, loc="lower left")
-    _clean(ax)
+    clean(ax)
     return png(fig)

@@ -75,6 +75,13 @@ def train(
     return run.finish()
 
 
+def initial(data, arch: str | None = None, *, preset: str | None = None, select=None, **options: Any) -> Dictionary:
+    """The dictionary that `train` would start from: initial weights, and what depends on the data."""
+    data = open_data(data)
+    config = fit_to_data(make_config(arch, preset, options), data.d)
+    return Run(data, config, None, torch.device("cpu"), select).dictionary.requires_grad_(False)
+
+
 def open_data(data) -> ActivationStore | TensorActivations | StreamActivations:
     """Activations in any form that `train` takes, as something with `shuffled`.
 

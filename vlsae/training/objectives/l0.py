@@ -8,7 +8,7 @@ from vlsae.training.config import TrainConfig
 from vlsae.training.objectives.base import OBJECTIVES, Objective, Start, Step
 
 
-@OBJECTIVES.register("l0")
+@OBJECTIVES.register("l0_penalty")
 class L0(Objective):
     """`coefficient * mean_t ||z_t||_0`, or with a target `coefficient * (mean_t ||z_t||_0 / target - 1)^2`.
 
@@ -19,7 +19,7 @@ class L0(Objective):
         target: wanted mean number of active latents a token; 0 for the plain penalty.
     """
 
-    name = "l0"
+    name = "l0_penalty"  # "l0" is the measured number in the log
     options = ("l0", "target_l0")
 
     def __init__(self, coefficient: float = 0.01, target: float = 0.0):

@@ -13,7 +13,7 @@ from vlsae.training.objectives.base import OBJECTIVES, Objective, Start, Step
 class L1(Objective):
     """`coefficient * mean_t sum_i |z_ti|`, after a linear rise of the coefficient over `warmup_steps`.
 
-    With a `target_l0` the coefficient is multiplied by `(L0 / target) ** 0.01` a step (at most 3 % either way), so
+    With a `target_l0` the coefficient is multiplied by `(L0 / target) ** 0.01` a step (at most 1 % either way), so
     that it settles where L0 is the target.
 
     Args:
@@ -48,7 +48,7 @@ class L1(Objective):
         self.step += 1
         if self.target_l0:
             l0 = float((z != 0).sum(-1).to(torch.float32).mean())
-            self.coefficient *= min(1.03, max(0.97, (max(l0, 1e-3) / self.target_l0) ** 0.01))
+            self.coefficient *= min(1.01, max(0.99, (max(l0, 1e-3) / self.target_l0) ** 0.01))
         return self.coefficient * min(1.0, self.step / self.warmup_steps if self.warmup_steps else 1.0)
 
     def __call__(self, step: Step) -> Tensor:

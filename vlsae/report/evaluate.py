@@ -1,0 +1,129 @@
+"""The report of `vlsae evaluate`: one table at equal sparsity, and the frontier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlsae import __version__
+from vlsae.report.figures import clean, new_figure, png
+from vlsae.report.page import cell, facts, figure, paragraph, section, table, write_page
+
+if TYPE_CHECKING:
+    from vlsae.evaluate import Evaluation, Score
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+MARKERS = "os^Dv"
+FAR = 1.5  # ratio of measured to wanted L0 beyond which a row is not "equal sparsity"
+
+
+def _rank(score: Score) -> tuple[bool, float]:
+    return score.trained, score.accuracy
+
+
+def winners(result: Evaluation) -> dict[str, str]:
+    """The best trained family at the table's L0 for each score, among those whose L0 is near it."""
+    near = [s for s in result.scores if s.trained and s.wanted == result.k and not _off(s)]
+    better = {"ev": 1, "dead": -1, "accuracy": 1, "localised": 1, "auroc": 1, "stability": 1}
+    return {
+        name: max(near, key=lambda s: sign * (getattr(s, name) or 0.0)).family for name, sign in better.items() if near
+    }
+
+
+def _off(score: Score) -> bool:
+    return not 1 / FAR <= max(score.l0, 1e-9) / score.wanted <= FAR
+
+
+def _table(result: Evaluation) -> str:
+    rows = sorted((s for s in result.scores if s.wanted == result.k or s.family == "kmeans"), key=_rank, reverse=True)
+    head = ["dictionary", "L0", "explained variance", "dead", "zero-shot, spliced", "objects localised",
+            "median AUROC", "stability", "… at the start"]  # fmt: skip
+    best = winners(result)
+    cells = []
+    for s in rows:
+        mark = " *" if _off(s) else ""
+        note = f"{s.n_latents:,} latents" if s.trained else f"baseline, {s.n_latents:,} directions"
+        values = [("l0", s.l0, 1), ("ev", s.ev, 3), ("dead", s.dead, 3), ("accuracy", s.accuracy, 3),
+                  ("localised", s.localised, 3), ("auroc", s.auroc, 3), ("stability", s.stability, 3),
+                  ("stability_start", s.stability_start, 3)]  # fmt: skip
+        cells.append([f"{s.family}{mark}<small>{note}</small>"] + [
+            f"<b>{cell(value, digits)}</b>" if best.get(name) == s.family else cell(value, digits)
+            for name, value, digits in values
+        ])  # fmt: skip
+    return table(head, cells)
+
+
+def frontier(result: Evaluation) -> bytes:
+    """Explained variance and spliced accuracy against L0, a line a family, as PNG."""
+    fig = new_figure(11.5, 5.4)
+    axes = fig.subplots(1, 2)
+    trained = list(dict.fromkeys(s.family for s in result.scores if s.trained))
+    others = list(dict.fromkeys(s.family for s in result.scores if not s.trained))
+    for number, family in enumerate([*trained, *others]):
+        points = sorted((s for s in result.scores if s.family == family), key=lambda s: s.l0)
+        own = family in trained
+        style = {
+            "color": COLOURS[number % len(COLOURS)] if own else "#8c959f",
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": "-" if own else ":",
+            "linewidth": 1.6,
+            "markersize": 5,
+        }
+        for ax, name in zip(axes, ("ev", "accuracy"), strict=True):
+            ax.plot([s.l0 for s in points], [max(getattr(s, name), -0.05) for s in points], label=family, **style)
+    for value, text in ((result.original, "untouched model"), (result.zeroed, "patches zeroed")):
+        axes[1].axhline(value, color="#1b1f24", linewidth=0.9, linestyle="--")
+        axes[1].text(0.99, value, text, transform=axes[1].get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
+    axes[0].set_title(f"Explained variance, centred; {result.n_tokens:,} tokens", loc="left", fontsize=11)
+    axes[1].set_title(f"Zero-shot accuracy, spliced; {result.n_images:,} scenes", loc="left", fontsize=11)
+    floor = min(result.zeroed, *(s.accuracy for s in result.scores)) - 0.03
+    for ax in axes:
+        ax.set(
+            xscale="log", xlabel="active latents a token (L0)", ylim=(-0.06, 1.0) if ax is axes[0] else (floor, 1.005)
+        )
+        ticks = sorted({1, 2, *(s.wanted for s in result.scores), 100})
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        clean(ax)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    return png(fig)
+
+
+def write_evaluation(result: Evaluation, path: Path) -> Path:
+    """Write the page; returns its path."""
+    best = winners(result)
+    names = {"accuracy": "spliced zero-shot accuracy", "ev": "explained variance", "localised": "objects localised",
+             "stability": "stability between seeds", "dead": "fewest dead latents"}  # fmt: skip
+    told = "; ".join(f"{what}: <b>{best[name]}</b>" for name, what in names.items() if name in best)
+    recipe = {name: str(value) for name, value in result.recipe.items()}
+    return write_page(
+        path,
+        "vlsae evaluate: families of dictionaries",
+        "<h1>Families of dictionaries at equal sparsity</h1>",
+        paragraph(
+            f"Trained alike on patch tokens of the embedded tiny CLIP, for about {result.k} active latents a token. "
+            f"Best at that sparsity — {told}.", "lead"
+        ),
+        section(
+            "The table",
+            paragraph(
+                "Trained families first, by accuracy; the best of them in each column is bold. A star marks an L0 "
+                f"more than {FAR} times off the wanted one: those rows are left out of the ranking. Untouched, the "
+                f"model is right on {result.original:.3f} of {result.n_images:,} scenes, with its patches zeroed on "
+                f"{result.zeroed:.3f}. "
+                "Objects localised: share of objects with a latent of AUROC ≥ .95 against other objects' patches. "
+                "Stability: mean cosine of atoms matched one to one with a run of another seed; beside it the same "
+                "before training, which is what the start alone gives."
+            ),
+            _table(result),
+        ),
+        section(
+            "The frontier",
+            figure(
+                frontier(result),
+                "Up and to the left is better. Dotted grey: training-free baselines. Values below -.05 are drawn at -.05.",
+                "explained variance and zero-shot accuracy of every family against its number of active latents",
+            ),
+        ),
+        section("How it was made", facts({"vlsae": __version__, **recipe})),
+    )  # fmt: skip
