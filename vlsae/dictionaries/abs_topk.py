@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from vlsae.dictionaries.base import DICTIONARIES, Dictionary
+from vlsae.dictionaries.base import DICTIONARIES
+from vlsae.dictionaries.topk import TopKDictionary
 
 
 @DICTIONARIES.register("abs_topk")
-class AbsTopKDictionary(Dictionary):
+class AbsTopKDictionary(TopKDictionary):
     """`z = TopK_|.|((x - b_dec) W_enc + b_enc)`: one signed latent where others need an antipodal pair.
 
     As in Sun et al. 2025 (arXiv 2506.15679, section 4). AuxK speaks through positive codes only, which revives a dead
@@ -34,16 +33,6 @@ class AbsTopKDictionary(Dictionary):
 
     family = "abs_topk"
     signed = True
-
-    def __init__(self, d: int, n_latents: int, *, k: int, seed: int = 0):
-        super().__init__(d, n_latents, seed=seed)
-        if not 1 <= k <= n_latents:
-            raise ValueError(f"k={k} must lie between 1 and n_latents={n_latents}.")
-        self.k = k
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"k": self.k}
 
     def activate(self, pre: Tensor) -> Tensor:
         at = pre.abs().topk(self.k, dim=-1, sorted=False).indices
