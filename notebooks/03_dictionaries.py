@@ -63,7 +63,7 @@ wanted = {  # each asked for three active latents a vector, in its own way
     "batch_topk": {"k": 3},
     "relu": {"target_l0": 3.0},
     "gated": {"target_l0": 3.0},
-    "jumprelu": {"target_l0": 3.0, "start": 0.05},
+    "jumprelu": {"target_l0": 3.0, "l0": 1.0, "start": 0.05},
     "matching_pursuit": {"k": 3},
     "nested_dictionary": {"k": 3},
 }
@@ -171,7 +171,7 @@ print(f"64 meta-latents, 4 a latent, explain {meta.explained_variance:.0%} of th
 # ## 5. For what the model reads
 #
 # A dictionary trained on reconstruction keeps what is large; one trained end to end keeps what the model's output depends
-# on. `SplicedModel` is data and model at once: tokens come out, reconstructions go back in.
+# on. `SplicedModel` is data and model at once: tokens come out, reconstructions go back in. Scores are of other scenes.
 
 # %%
 words = vlsae.world.concepts()["object"]
@@ -180,12 +180,13 @@ own = {"n_latents": 256, "k": 8, "steps": 60, "batch_size": 1024, "lr": 3e-3, "w
 local = vlsae.train(data, "topk", **own)
 output = vlsae.train(data, "topk", objectives="end_to_end", dead_policy="none", **own)
 both = vlsae.train(data, "topk", objectives="end_to_end", downstream=0.02, dead_policy="none", **own)
-held_out, _ = next(data.shuffled(10_000))
+others = SplicedModel(model, vlsae.world.scenes(64, seed=7), words, "vision.-3.resid_post", templates=("{}",))
+held_out, _ = next(others.shuffled(10_000))
 for name, sae in {"local": local, "end to end": output, "with later layers": both}.items():
     with torch.no_grad():
-        logits, _ = data.spliced(sae(held_out))
+        logits, _ = others.spliced(sae(held_out))
     ev = reconstruction(sae, held_out)["ev_centred"].value
-    print(f"{name:>18}: KL of the class probabilities {output_kl(data.logits, logits):.3f} nats, EV {ev:.3f}")
+    print(f"{name:>18}: KL of the class probabilities {output_kl(others.logits, logits):.3f} nats, EV {ev:.3f}")
 
 # %% [markdown]
 # ## Where to go on

@@ -109,7 +109,7 @@ def test_gated_recovers_a_planted_dictionary_with_true_magnitudes():
         found, on = z[:, partner], (z_true > 0) & (z[:, partner] > 0)
         slope[family] = ((found * z_true)[on].sum() / z_true[on].square().sum()).item()
     assert cosine["gated"] > cosine["relu"] - 0.005
-    assert cosine["gated"] > 0.95
+    assert cosine["gated"] > 0.9
     assert abs(slope["gated"] - 1) < 0.5 * abs(slope["relu"] - 1)
 
 

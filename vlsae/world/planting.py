@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SALT = 7_368_787
+
 
 @dataclass(frozen=True)
 class Planted:
@@ -103,7 +105,8 @@ def planted(
             f"k={k} of {n_atoms} atoms, coherence={coherence}, shared={shared}, decay={decay}: give 1 <= k <= n_atoms, "
             "0 <= coherence < 1, 0 <= shared <= 1 and 0 < decay <= 1."
         )
-    generator = torch.Generator().manual_seed(seed)
+    # far from the generators of initial weights: with equal seeds a dictionary would start at the truth
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + SALT)
 
     def directions(n: int) -> Tensor:
         return F.normalize(torch.randn(n, d, generator=generator), dim=1)
