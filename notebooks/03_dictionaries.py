@@ -152,14 +152,7 @@ active, errors = combined_curve(narrow, wide, fresh)
 fig, ax = plt.subplots(figsize=(5.6, 2.9), layout="constrained")
 ax.plot(errors / fresh.var(0).sum(), color=BLUE)
 ax.axvline(int(new.sum()), color=GREY, linewidth=0.8, linestyle="--")
-ax.text(
-    int(new.sum()) - 4,
-    float(errors.max() / fresh.var(0).sum()),
-    "all new ones are in",
-    ha="right",
-    va="top",
-    color=GREY,
-)
+ax.text(int(new.sum()) + 4, 0.46, "all new ones are in", color=GREY)
 ax.set(xlabel="groups of latents exchanged, from the narrow to the wide", ylabel="share of variance left")
 ax.set_title(f"{int(new.sum())} of {len(new)} latents are new (cosine <= .7)", loc="left")
 plt.show()
@@ -175,8 +168,8 @@ print(f"64 meta-latents, 4 a latent, explain {meta.explained_variance:.0%} of th
 
 # %%
 words = vlsae.world.concepts()["object"]
-data = SplicedModel(model, drawn[:64], words, "vision.-3.resid_post", templates=("{}",))
-own = {"n_latents": 256, "k": 8, "steps": 60, "batch_size": 1024, "lr": 3e-3, "warmup_steps": 5, "progress": False}
+data = SplicedModel(model, drawn, words, "vision.-3.resid_post", templates=("{}",))
+own = {"n_latents": 256, "k": 8, "steps": 120, "batch_size": 1024, "lr": 3e-3, "warmup_steps": 5, "progress": False}
 local = vlsae.train(data, "topk", **own)
 output = vlsae.train(data, "topk", objectives="end_to_end", dead_policy="none", **own)
 both = vlsae.train(data, "topk", objectives="end_to_end", downstream=0.02, dead_policy="none", **own)
@@ -189,6 +182,10 @@ for name, sae in {"local": local, "end to end": output, "with later layers": bot
     print(f"{name:>18}: KL of the class probabilities {output_kl(others.logits, logits):.3f} nats, EV {ev:.3f}")
 
 # %% [markdown]
+# On the output alone, 300 scenes are learnt by heart: on other scenes the classes fit worse than after local training. The
+# later layers ask for much more than a class a scene; with them, less is lost of what the model reads than by training on
+# reconstruction, at a lower explained variance.
+#
 # ## Where to go on
 #
 # `vlsae evaluate` trains fourteen families at equal sparsity on the tiny CLIP and scores them against the truth of its
