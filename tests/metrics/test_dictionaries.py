@@ -15,7 +15,15 @@ from vlsae.dictionaries.projection import ProjectionDictionary
 from vlsae.dictionaries.relu import ReLUDictionary
 from vlsae.dictionaries.topk import TopKDictionary
 from vlsae.metrics.amortisation import amortisation_gap, worst_case_error
-from vlsae.metrics.coherence import babel, coherence, effective_rank, modality_score
+from vlsae.metrics.coherence import babel, coactive_babel, coherence, effective_rank, modality_score
+from vlsae.metrics.geometry import (
+    connectivity,
+    negative_interference,
+    out_of_data,
+    plausibility,
+    soft_identifiability,
+    stable_rank,
+)
 from vlsae.metrics.matching import mcc, mmcs, stability
 from vlsae.metrics.stitching import (
     classify_latents,
@@ -82,6 +90,64 @@ def test_effective_rank_of_known_spectra():
     assert effective_rank(torch.ones(5, 1) @ torch.ones(1, 4)) == pytest.approx(1, abs=1e-6)
     energy = torch.tensor([0.5, 0.25, 0.25])
     assert effective_rank(torch.diag(energy.sqrt())) == pytest.approx(np.exp(0.5 * np.log(2) + 0.5 * np.log(4)))
+
+
+def test_babel_of_what_is_used_together():
+    """Dirac and Hadamard: two of one basis never overlap, one of each by 1/sqrt 8; `babel(r)` is r/sqrt 8."""
+    atoms = torch.cat([torch.eye(8), torch.tensor(hadamard(8)).float() / 8**0.5])
+    z = torch.zeros(4, 16)
+    z[0, [0, 3]] = z[1, [0, 8]] = z[2, [0, 8, 9]] = 1.0
+    assert coactive_babel(z, atoms).tolist() == pytest.approx([0, 8**-0.5, 2 * 8**-0.5, 0])
+    everything = torch.ones(1, 16)
+    assert coactive_babel(everything, atoms)[0] == pytest.approx(babel(atoms, 15), abs=1e-6)
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------------
+
+
+def test_distance_from_data_and_plausibility():
+    points = torch.eye(4)
+    assert out_of_data(3 * points[:2], points) == 0
+    assert out_of_data(torch.ones(1, 4), points) == pytest.approx(0.5)  # cosine 1/2 with every axis
+    assert out_of_data(-points[:1], points[:1]) == 2
+    assert plausibility(torch.eye(4)[:3], torch.eye(4)) == pytest.approx(0.75)
+
+
+def test_stable_rank_of_known_spectra():
+    assert stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0]))) == pytest.approx(6 / 4)
+    assert stable_rank(torch.ones(5, 3)) == pytest.approx(1)
+
+
+def test_connectivity_and_negative_interference():
+    z = torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    assert connectivity(z) == 1 - 5 / 16  # (0,0) (0,1) (1,0) (1,1) (2,2); the last never fires
+    atoms = torch.tensor([[1.0, 0.0], [-0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]])
+    # only 0 and 1 are active together: the matrix is 2 * .6 on both sides of the diagonal, of spectral norm 1.2
+    assert negative_interference(z, atoms) == pytest.approx(1.2)
+    assert negative_interference(z, torch.eye(4)) == 0
+
+
+def test_soft_identifiability_is_the_best_of_all_latents_and_thresholds():
+    z = torch.randn(40, 5, generator=_generator(3)).mul(2).round().clamp_min(0)  # with many ties
+    labels = torch.rand(40, 3, generator=_generator(4)) < 0.3
+    thresholds = torch.cat([torch.tensor([-1.0]), z.unique()])
+    guesses = z[None] > thresholds[:, None, None]
+    expected = (guesses[..., None] == labels[None, :, None]).float().mean(1).amax((0, 1))
+    assert torch.allclose(soft_identifiability(z, labels).float(), expected)
+    assert soft_identifiability(labels.float(), labels).min() == 1
+    with pytest.raises(ValueError, match="40 codes and 2 labels"):
+        soft_identifiability(z, labels[:2])
+
+
+def test_collages_of_known_objects_are_identified_by_their_own_atoms():
+    """Card 18: pooled vectors of four of 12 objects; the oracle's codes tell each object, a rotation's do not."""
+    there = torch.rand(600, 12, generator=_generator(5)).topk(4, dim=1).indices
+    labels = torch.zeros(600, 12, dtype=torch.bool).scatter(1, there, True)
+    atoms = torch.linalg.qr(torch.randn(24, 24, generator=_generator(6)))[0][:12]
+    x = labels.float() @ atoms / 4
+    assert soft_identifiability((x @ atoms.T).clamp_min(1e-3), labels).min() == 1
+    rotated = torch.linalg.qr(torch.randn(24, 24, generator=_generator(7)))[0]
+    assert soft_identifiability(x @ rotated.T, labels).mean() < 0.85
 
 
 def test_modality_scores_of_planted_modalities():

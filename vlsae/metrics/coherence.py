@@ -58,3 +58,36 @@ def modality_score(z_image: Tensor, z_text: Tensor) -> Tensor:
     """
     image, text = z_image.abs().double().mean(0), z_text.abs().double().mean(0)
     return image / (image + text)
+
+
+def coactive_babel(z: Tensor, atoms: Tensor) -> Tensor:
+    """`max_{j in S} sum_{i in S, i != j} |cos(D_i, D_j)|` of each code's active set S, `[N]` (arXiv 2506.03093).
+
+    How much the atoms that are used together overlap, while `babel` looks at any of them. 0 for sets of one or none.
+
+    Args:
+        z: codes `[N, n]`; atoms: `[n, d]`.
+    """
+    active = (z != 0).double()
+    return (active * (active @ _overlaps(atoms))).amax(1)
+
+
+def level_errors(found: Tensor, truth: Tensor, level: Tensor) -> tuple[float, float]:
+    """Mean squared error of the cosines of found atoms, within levels and across them (arXiv 2506.03093).
+
+    `mean (cos(F_i, F_j) - cos(T_i, T_j))^2` over pairs `i != j` of one level ("flat") and of two ("hierarchical").
+
+    Args:
+        found: `[n, d]`, matched with the true atoms row by row.
+        truth: `[n, d']`, true atoms.
+        level: int `[n]`.
+
+    Raises:
+        ValueError: for unequal numbers of atoms.
+    """
+    if not len(found) == len(truth) == len(level):
+        raise ValueError(f"{len(found)} found atoms, {len(truth)} true ones, {len(level)} levels; match them first.")
+    f, t = (F.normalize(atoms.detach().double(), dim=1) for atoms in (found, truth))
+    error = (f @ f.T - t @ t.T).square()
+    same = level[:, None] == level[None]
+    return float(error[same & ~torch.eye(len(level), dtype=torch.bool)].mean()), float(error[~same].mean())

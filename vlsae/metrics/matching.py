@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -84,14 +85,33 @@ def stability(A: Tensor, B: Tensor, signed: bool = False) -> Matching:
     return _match(np.abs(similarity) if signed else similarity)
 
 
+def _correlations(z: Tensor, truth: Tensor) -> np.ndarray:
+    def standardised(values: Tensor) -> Tensor:
+        centred = values.detach().double() - values.detach().double().mean(0)
+        return centred / centred.norm(dim=0).clamp_min(1e-12)
+
+    return (standardised(z).T @ standardised(truth)).cpu().numpy()
+
+
 def mcc(z: Tensor, truth: Tensor) -> float:
     """Mean absolute correlation of codes `z [N, n]` with true ones `[N, m]` after the best one-to-one matching.
 
     Latents that never vary have correlation 0.
     """
+    return _match(np.abs(_correlations(z, truth))).mean
 
-    def standardised(values: Tensor) -> Tensor:
-        centred = values.double() - values.double().mean(0)
-        return centred / centred.norm(dim=0).clamp_min(1e-12)
 
-    return _match((standardised(z).T @ standardised(truth)).abs().cpu().numpy()).mean
+def best_partners(truth: Tensor, z: Tensor) -> Tensor:
+    """The latent `[m]` of each true code `[N, m]`, one to one, of the largest mean correlation with codes `[N, n]`.
+
+    Raises:
+        ValueError: for fewer latents than true codes.
+
+    Example:
+        >>> import torch
+        >>> best_partners(torch.eye(3), torch.eye(3)[:, [2, 0, 1]]).tolist()
+        [1, 2, 0]
+    """
+    if z.shape[1] < truth.shape[1]:
+        raise ValueError(f"{z.shape[1]} latents cannot each stand for one of {truth.shape[1]} true codes.")
+    return torch.as_tensor(_match(_correlations(truth, z)).partners)

@@ -1,16 +1,18 @@
-"""The embedded default: scenes with known truth, the tiny CLIP trained on them, and planted dictionaries."""
+"""The embedded default: scenes with known truth, the tiny CLIP trained on them, planted dictionaries and trees."""
 
 from vlsae.world.captions import concepts
 from vlsae.world.layout import Layout, SceneObject, SceneOptions, is_held_out
 from vlsae.world.scenes import Scene, Scenes, counterfactual, scenes
 
 __all__ = [
+    "ConceptTree",
     "Planted",
     "Layout",
     "Scene",
     "SceneObject",
     "SceneOptions",
     "Scenes",
+    "concept_tree",
     "concepts",
     "counterfactual",
     "is_held_out",
@@ -20,6 +22,10 @@ __all__ = [
 
 
 def __getattr__(name: str):
+    if name in ("ConceptTree", "concept_tree"):
+        from vlsae.world import tree
+
+        return getattr(tree, name)
     if name in ("Planted", "planted"):  # these need torch, scenes do not
         from vlsae.world import planting
 
