@@ -1,13 +1,20 @@
 """A model's own MLP as a dictionary: exact for real architectures, and readable where it is planted."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from vlsae.concepts.naming import name_latents
 from vlsae.dictionaries import load_dictionary
 from vlsae.dictionaries.feed_forward import FeedForwardKV
+from vlsae.heatmaps.maps import latent_grids
 from vlsae.metrics.matching import aligned_share, max_cosine
 from vlsae.metrics.reconstruction import reconstruction
+from vlsae.world import scenes
+from vlsae.world.captions import concepts
+from vlsae.world.clip_data import patch_coverage
 
 
 def _generator(seed=0):
@@ -103,6 +110,41 @@ def test_a_planted_layer_reads_and_writes_its_concepts():
     best, partner = max_cosine(sae.atoms, values)
     assert torch.equal(partner, torch.arange(10))
     assert best.min() > 0.999
+
+
+def test_planted_latents_have_the_right_names_and_lie_on_the_right_pixels(tiny):
+    """Card 39: on scenes, key j reads concept j and value j writes word j: name(j) = j, and masks match exactly."""
+    words = concepts()["object"]
+    planted = words[:8]
+    mean = tiny.tokens(scenes(16, seed=1), "vision.-1.resid_post")[:, 1:].mean((0, 1))
+    jacobian = torch.autograd.functional.jacobian(lambda token: tiny.readout(token[None])[0], mean)
+    text = tiny.classifier(planted, ("{}",)).float()
+    values = (text - tiny.classifier(words, ("{}",)).float().mean(0)) @ torch.linalg.pinv(jacobian).T
+    keys = torch.linalg.qr(torch.randn(192, 8, generator=_generator(4)))[0].T
+    mlp = nn.Module()
+    mlp.fc1, mlp.activation_fn, mlp.fc2 = nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 192)
+    with torch.no_grad():
+        mlp.fc1.weight.copy_(keys)
+        mlp.fc1.bias.fill_(-0.5)
+        mlp.fc2.weight.copy_(torch.nn.functional.normalize(values, dim=1).T)
+    sae = FeedForwardKV.from_module(mlp)
+    names = name_latents(tiny, sae, words, mean=mean)
+    assert [name.word for name in names] == list(planted)
+
+    drawn = scenes(40, seed=9, names=tuple(planted))
+    shown = torch.zeros(40, 8, 64)
+    for i, scene in enumerate(drawn):
+        for obj, share in zip(scene.objects, patch_coverage(scene.masks), strict=True):
+            shown[i, planted.index(obj.name)] += torch.from_numpy(share > 0.25)
+    shown = shown.clamp(max=1)
+    stand_in = SimpleNamespace(
+        tokens=lambda images, site: shown.transpose(1, 2) @ keys, token_roles=["patch"] * 64, patch_grid=(8, 8)
+    )
+    grids = latent_grids(stand_in, sae, drawn, site="planted")
+    for i, j in shown.any(2).nonzero().tolist():
+        pixels = tiny.geometry.to_image(grids[i, j].numpy(), (64, 64), "nearest") > 0
+        mask = shown[i, j].unflatten(0, (8, 8)).repeat_interleave(8, 0).repeat_interleave(8, 1).bool().numpy()
+        assert (pixels & mask).sum() == (pixels | mask).sum()
 
 
 def test_it_explains_its_own_output_completely():

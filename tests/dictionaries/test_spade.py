@@ -109,6 +109,23 @@ def test_more_latents_are_active_where_the_concept_has_more_dimensions():
     assert max(fixed) - min(fixed) < 1.0
 
 
+def test_a_middle_shell_of_an_onion_has_a_latent_of_its_own():
+    """Card 43, test 6: one direction at two sizes, and the ground at 0, all as frequent.
+
+    A half-space that holds the middle holds the ground or the outer shell too: F1 at most 2/3 without noise.
+    """
+    label = torch.randint(0, 3, (6000,), generator=_generator(30))
+    u = torch.nn.functional.normalize(torch.randn(16, generator=_generator(31)), dim=0)
+    noise = 0.24 * torch.randn(6000, 16, generator=_generator(32))
+    x = torch.tensor([0.0, 3.0, 7.5])[label, None] * u + noise
+    options = {"n_latents": 6, "batch_size": 512, "steps": 1000, "progress": False}
+    spade = train(x, "spade", lr=1e-2, locality=1.0, clip_gradient=1.0, **options)
+    relu = train(x, "relu", l1=0.02, lr=3e-3, **options)
+    best = [latent_concept_f1(sae.encode(x), (label == 1)[:, None]).nan_to_num().max().item() for sae in (spade, relu)]
+    assert best[0] > 0.99
+    assert best[1] < 0.7
+
+
 def test_f1_by_hand():
     """A latent fires on 2 of 4, one of them the concept's single: F1 2 / (2 + 1)."""
     z = torch.tensor([[1.0], [0.5], [0.0], [0.0]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,12 @@ from vlsae.metrics.result import Metric
 
 
 @torch.no_grad()
-def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch: int = 4096) -> dict[str, Metric]:
+def reconstruction(
+    dictionary: Dictionary,
+    data: ActivationStore | Tensor,
+    batch: int = 4096,
+    target: ActivationStore | Tensor | None = None,
+) -> dict[str, Metric]:
     """Explained variance, cosine, L0 and dead share over all tokens of the data.
 
     `ev_centred = 1 - sum ||x - xhat||^2 / sum ||x - mean||^2`, with the mean over all tokens; `l0` the mean number of
@@ -21,6 +28,7 @@ def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch
         dictionary: any family.
         data: a store, or `[N, d]`.
         batch: tokens at a time.
+        target: what a transcoder's output is held against, token by token in the order of `data`; `data` where None.
 
     Returns:
         Metrics by name: ev_centred, cosine, l0, dead.
@@ -31,22 +39,18 @@ def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch
         >>> sorted(scores)
         ['cosine', 'dead', 'ev_centred', 'l0']
     """
-    if isinstance(data, Tensor):
-        mean = data.flatten(0, -2).cpu().double().mean(0)
-        parts = iter(data.flatten(0, -2).split(batch))
-    else:
-        mean = data.mean().double()
-        parts = (x.flatten(0, 1) for _, x in data.batches(max(1, batch // data.n_tokens)))
+    goal = data if target is None else target
+    mean = goal.flatten(0, -2).cpu().double().mean(0) if isinstance(goal, Tensor) else goal.mean().double()
     error = spread = cosine = active = 0.0
     n = 0
     fired = torch.zeros(dictionary.n_latents, dtype=torch.bool)
-    for x in parts:
-        x = x.to(dictionary.W_dec.device, dictionary.W_dec.dtype)
+    for x, y in zip(_batches(data, batch), _batches(goal, batch), strict=True):
+        x, y = x.to(dictionary.W_dec), y.to(dictionary.W_dec)
         z = dictionary.encode(x)
         xhat = dictionary.decode(z, like=x)
-        error += (x - xhat).double().square().sum().item()
-        spread += (x.cpu().double() - mean).square().sum().item()
-        cosine += torch.nn.functional.cosine_similarity(x, xhat, dim=-1).double().sum().item()
+        error += (y - xhat).double().square().sum().item()
+        spread += (y.cpu().double() - mean).square().sum().item()
+        cosine += torch.nn.functional.cosine_similarity(y, xhat, dim=-1).double().sum().item()
         active += (z != 0).sum().item()
         fired |= (z != 0).any(0).cpu()
         n += len(x)
@@ -62,3 +66,12 @@ def reconstruction(dictionary: Dictionary, data: ActivationStore | Tensor, batch
             higher_is_better=False,
         ),
     }
+
+
+def _batches(data: ActivationStore | Tensor, batch: int) -> Iterator[Tensor]:
+    """The tokens of the data in their order, `[n, d]` at a time."""
+    if isinstance(data, Tensor):
+        yield from data.flatten(0, -2).split(batch)
+    else:
+        for _, x in data.batches(max(1, batch // data.n_tokens)):
+            yield x.flatten(0, 1)

@@ -37,7 +37,7 @@ def train(
 
     Args:
         data: an `ActivationStore`, its folder, a tensor `[N, d]`, an iterable of such batches, in their order, or a
-            `SplicedModel` for end-to-end training.
+            `SplicedModel` for end-to-end training, or `PairedActivations` for a target other than the input.
         arch: the family, "topk", "relu", ... ; overrides the preset's.
         engine: "torch" (autograd, every family) or "auto", the fastest there is for the family.
         preset: a named recipe of `vlsae.training.PRESETS` ("patchsae", "msae_rw", ...).

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vlsae.activations.paired import PairedActivations
 from vlsae.activations.reader import ActivationStore, ReaderState
 from vlsae.activations.stream import StreamActivations
 from vlsae.atomic import replacing
@@ -44,6 +45,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def origin(data) -> dict[str, str | None]:
     """Which model and site, which tokens and which images the activations come from, as far as they know."""
+    if isinstance(data, PairedActivations):
+        return {**origin(data.inputs), "target_site": origin(data.targets)["site"]}
     if isinstance(data, ActivationStore):
         config = data.config
         known = (config.model, config.weight_hash, data.site, config.tokens, config.source)
@@ -61,16 +64,21 @@ class Run:
         self.data, self.config, self.out, self.device, self.select = data, config, out, device, select
         family = DICTIONARIES.get(config.family)
         sample = self._sample(family.start_sample)
+        if hasattr(data, "target") and config.input_transform != "none":
+            raise ValueError(
+                f"input_transform={config.input_transform!r} would change inputs and not their targets; use 'none'."
+            )
         transform = InputTransform.fit(sample, config.input_transform)
         sample = transform(sample)
+        target = getattr(data, "target", sample)
         self.dictionary = family(data.d, config.n_latents, seed=config.seed, **constructor_arguments(config))
         if isinstance(self.dictionary.b_dec, torch.nn.Parameter):
-            self.dictionary.b_dec.data.copy_(initial_bias(sample, config.b_dec_init))
+            self.dictionary.b_dec.data.copy_(initial_bias(target, config.b_dec_init))
             self.dictionary.b_dec.requires_grad_(config.b_dec_init != "none")
         self.dictionary.transform = transform
         self.dictionary.prepare(sample)
         self.dictionary.to(device)
-        start = Start(data.d, total_variance(sample), data)
+        start = Start(data.d, total_variance(target), data)
         self.objectives = [OBJECTIVES.get(name).make(config, start) for name in objective_names(config)]
         self.optimizer = torch.optim.AdamW(
             self.dictionary.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.adam_eps,
@@ -126,7 +134,8 @@ class Run:
     def loss(self, x: Tensor, trace: Trace) -> Tensor:
         """The loss of a batch; raises TrainingDiverged where it is not finite."""
         dead = self.silent >= self.config.dead_after_tokens
-        self.at = Step(self.dictionary, x, trace.pre, trace.z, trace.xhat, dead, trace.extras)
+        target = self.data.target.to(x) if hasattr(self.data, "target") else x
+        self.at = Step(self.dictionary, x, trace.pre, trace.z, trace.xhat, dead, trace.extras, target)
         self.terms = {objective.name: objective(self.at) for objective in self.objectives}
         loss = sum(self.terms.values())
         if not torch.isfinite(loss):
@@ -169,7 +178,7 @@ class Run:
             "tokens": self.tokens_seen,
             "lr": rate,
             **{name: term.item() for name, term in self.terms.items()},
-            "ev": explained_variance(self.at.x, self.at.xhat).item(),
+            "ev": explained_variance(self.at.target, self.at.xhat).item(),
             "l0": (self.at.z != 0).sum(-1).float().mean().item(),
             "dead": self.at.dead.float().mean().item(),
             "seconds": round(time.time() - self.started, 3),

@@ -35,7 +35,7 @@ class AuxK(Objective):
         n_dead = int(step.dead.sum())
         if n_dead == 0:
             return step.x.new_zeros(())
-        error = (step.x - step.xhat).detach()
+        error = (step.target - step.xhat).detach()
         latents = step.dead.nonzero()[:, 0]
         values, at = step.pre[:, latents].topk(min(self.k, n_dead), dim=-1, sorted=False)
         codes = torch.zeros_like(step.pre[:, latents]).scatter(-1, at, torch.relu(values))

@@ -23,6 +23,7 @@ class Step:
     Attributes:
         x, xhat: `[B, d]`; pre, z: `[B, n_latents]`; dead: `[n_latents]` bool.
         extras: what this family's `trace` adds, by name.
+        target: `[B, d]`, what `xhat` should be; `x` where not given.
     """
 
     dictionary: Dictionary
@@ -32,6 +33,11 @@ class Step:
     xhat: Tensor
     dead: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
+    target: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.target is None:
+            self.target = self.x
 
 
 @dataclass(frozen=True)

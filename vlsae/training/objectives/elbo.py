@@ -19,6 +19,6 @@ class ELBO(Objective):
 
     def __call__(self, step: Step) -> Tensor:
         mu, variance, log_gamma = step.extras["mu"], step.extras["variance"], step.dictionary.log_gamma[0]
-        error = (step.x - step.xhat).square().sum(-1).mean()
+        error = (step.target - step.xhat).square().sum(-1).mean()
         divergence = (variance + mu.square() - variance.log() - 1).sum(-1).mean()
         return error * (-log_gamma).exp() + step.x.shape[1] * log_gamma + divergence

@@ -29,4 +29,4 @@ class Gate(L1):
     def __call__(self, step: Step) -> Tensor:
         sae, opened = step.dictionary, torch.relu(step.pre)
         frozen = opened @ sae.W_dec.detach() + sae.b_dec.detach()
-        return self.steer(step.z.detach()) * opened.sum(-1).mean() + self.error.error(step.x, frozen)
+        return self.steer(step.z.detach()) * opened.sum(-1).mean() + self.error.error(step.target, frozen)

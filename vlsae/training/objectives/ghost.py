@@ -20,7 +20,7 @@ class GhostGradients(Objective):
     def __call__(self, step: Step) -> Tensor:
         if not step.dead.any():
             return step.x.new_zeros(())
-        residual = (step.x - step.xhat).detach()
+        residual = (step.target - step.xhat).detach()
         norm = residual.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         ghost = step.pre[:, step.dead].clamp(max=20).exp() @ step.dictionary.W_dec[step.dead]
         ghost = ghost * (norm / (1e-6 + 2 * ghost.norm(dim=-1, keepdim=True))).detach()

@@ -37,4 +37,4 @@ class MultiTopK(Objective):
             raise ValueError(f"{sae.family!r} has no k; 'multi_topk' is for TopK families.")
         values, order = step.pre.topk(min(self.multiple * sae.k, sae.n_latents), dim=-1, sorted=False)
         z = torch.zeros_like(step.pre).scatter(-1, order, torch.relu(values))
-        return self.weight * self.error.error(step.x, sae._decode(z))
+        return self.weight * self.error.error(step.target, sae._decode(z))

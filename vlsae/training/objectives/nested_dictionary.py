@@ -65,7 +65,7 @@ class NestedDictionary(Objective):
         for end in self.prefixes(step):
             xhat = xhat + step.z[:, begin:end] @ sae.W_dec[begin:end]
             weight = end / sae.n_latents if self.weights == "size" else 1.0
-            loss = loss + weight * self.reconstruction.error(step.x, xhat)
+            loss = loss + weight * self.reconstruction.error(step.target, xhat)
             begin = end
         self.step += 1
         return loss

@@ -51,5 +51,5 @@ class NestedSparsity(Objective):
                 f"{step.dictionary.family!r} has no levels to weigh; train a 'nested_sparsity' dictionary."
             )
         levels = step.extras["levels"]
-        errors = torch.stack([self.error.error(step.x, level) for level in levels])
+        errors = torch.stack([self.error.error(step.target, level) for level in levels])
         return self.weights(len(levels)).to(errors) @ errors

@@ -42,4 +42,4 @@ class Reconstruction(Objective):
         return total / self.variance if self.scale == "variance" else total
 
     def __call__(self, step: Step) -> Tensor:
-        return self.error(step.x, step.xhat)
+        return self.error(step.target, step.xhat)
