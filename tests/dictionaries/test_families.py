@@ -2,6 +2,7 @@
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
@@ -71,3 +72,20 @@ def test_bases_are_orthonormal_and_complete():
         assert torch.allclose(basis(X), X, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be orthonormal"):
         ProjectionDictionary(4, 5, k=1)
+
+
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_topk_is_the_formula_in_numpy(k):
+    """Card 7, test 9: the forward pass of the paper's equations 1 and 2, written out."""
+    sae = TopKDictionary(6, 16, k=k, seed=3)
+    with torch.no_grad():
+        sae.b_enc.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+        sae.b_dec.normal_(generator=torch.Generator().manual_seed(2))
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(4))
+    enc, dec, b_enc, b_dec = (p.detach().double().numpy() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec))
+    expected = np.empty((40, 6))
+    for row, token in enumerate(x.double().numpy()):
+        pre = (token - b_dec) @ enc + b_enc
+        chosen = np.argsort(-pre)[:k]
+        expected[row] = sum(max(pre[i], 0) * dec[i] for i in chosen) + b_dec
+    assert np.abs(sae(x).detach().numpy() - expected).max() < 1e-5

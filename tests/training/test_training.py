@@ -108,18 +108,18 @@ def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, monkeypatch, fami
     """The data are 1.6 passes of 1,600 vectors, so the interruption also crosses a pass."""
     x, _ = planted(12, 20, 2).sample(1600)
     whole = train(x, family, out=tmp_path / "whole", **_options())
-    advance = Run.advance
+    finish = Run.finish_step
     for stop in (10, 31):
 
-        def killed(self, batch, stop=stop):
+        def killed(self, *args, stop=stop):
             if self.step == stop:
                 raise KeyboardInterrupt
-            return advance(self, batch)
+            return finish(self, *args)
 
-        monkeypatch.setattr(Run, "advance", killed)
+        monkeypatch.setattr(Run, "finish_step", killed)
         with pytest.raises(KeyboardInterrupt):
             train(x, family, out=tmp_path / "parts", **_options())
-    monkeypatch.setattr(Run, "advance", advance)
+    monkeypatch.setattr(Run, "finish_step", finish)
     parts = train(x, family, out=tmp_path / "parts", **_options())
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
     logs = [
@@ -155,16 +155,18 @@ def test_a_log_line_cut_short_does_not_stop_a_resume(tmp_path):
     assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 8
 
 
-def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ["torch", "fused"])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, engine):
     x, _ = planted(12, 20, 2).sample(1600)
-    advance = Run.advance
+    batches = Run.batches
 
-    def poisoned(self, batch):
-        return advance(self, batch * (float("nan") if self.step == 20 else 1.0))
+    def poisoned(self):
+        for x in batches(self):
+            yield x * (float("nan") if self.step == 20 else 1.0)
 
-    monkeypatch.setattr(Run, "advance", poisoned)
+    monkeypatch.setattr(Run, "batches", poisoned)
     with pytest.raises(TrainingDiverged, match="The loss is nan at step 20; the last good checkpoint is in"):
-        train(x, "topk", out=tmp_path, **_options())
+        train(x, "topk", engine=engine, out=tmp_path, **_options())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 14
     assert all(torch.isfinite(v).all() for v in state["dictionary"].values())
@@ -179,7 +181,7 @@ def test_atoms_stay_unit_and_gradients_tangent(monkeypatch):
         seen.append((sae.W_dec.grad * sae.W_dec).sum(1).abs().max().item())
 
     monkeypatch.setattr(Dictionary, "constrain_gradient", checked)
-    sae = train(x, "topk", **_options())
+    sae = train(x, "topk", engine="torch", **_options())
     assert len(seen) == 40
     assert max(seen) < 1e-5
     assert torch.allclose(sae.atoms.norm(dim=1), torch.ones(20), atol=1e-6)

@@ -64,16 +64,15 @@ class BatchTopKDictionary(Dictionary):
     def trace(self, x: Tensor) -> Trace:
         pre = self.pre(x)
         z = self.select(pre)
-        if torch.is_grad_enabled():
-            self._remember(z)
+        kept = z.detach()[z > 0]
+        if torch.is_grad_enabled() and len(kept):
+            self.remember(kept.min())
         return Trace(pre, z, self._decode(z))
 
     @torch.no_grad()
-    def _remember(self, z: Tensor) -> None:
-        kept = z[z > 0]
-        if len(kept) == 0:
-            return
-        smallest, old = kept.min(), self.threshold[0]
+    def remember(self, smallest: Tensor) -> None:
+        """Let the threshold follow the smallest value that a batch of training kept."""
+        old = self.threshold[0]
         self.threshold.fill_(smallest if old == 0 else MEMORY * old + (1 - MEMORY) * smallest)
 
     @torch.no_grad()

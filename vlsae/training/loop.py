@@ -14,6 +14,8 @@ from vlsae.activations.memory import TensorActivations
 from vlsae.activations.reader import ActivationStore
 from vlsae.activations.stream import StreamActivations
 from vlsae.dictionaries.base import Dictionary
+from vlsae.training.config import TrainConfig
+from vlsae.training.fused.run import FusedRun, can_fuse
 from vlsae.training.recipe import fit_to_data, make_config
 from vlsae.training.run import Run, TrainingDiverged
 
@@ -39,7 +41,8 @@ def train(
         data: an `ActivationStore`, its folder, a tensor `[N, d]`, an iterable of such batches, in their order, or a
             `SplicedModel` for end-to-end training, or `PairedActivations` for a target other than the input.
         arch: the family, "topk", "relu", ... ; overrides the preset's.
-        engine: "torch" (autograd, every family) or "auto", the fastest there is for the family.
+        engine: "torch" (autograd, every family), "fused" (the same steps from the active codes alone: TopK, AbsTopK,
+            BatchTopK, nested dictionaries and ReLU with L1, on the processor) or "auto", fused where it can be.
         preset: a named recipe of `vlsae.training.PRESETS` ("patchsae", "msae_rw", ...).
         out: folder of checkpoints, `train.jsonl` and the finished dictionary; nothing is written where None.
         select: bool `[n_images, n_tokens]`, the tokens of a store to train on; all where None.
@@ -61,11 +64,12 @@ def train(
         >>> sae.atoms.shape
         torch.Size([16, 8])
     """
-    if engine not in ("auto", "torch"):
-        raise ValueError(f"engine={engine!r} is unknown; use 'auto' or 'torch'.")
     data = open_data(data)
     config = fit_to_data(make_config(arch, preset, options), data.d)
-    run = Run(data, config, None if out is None else Path(out), torch.device(device), select, logger)
+    place = torch.device(device)
+    run = choose_engine(engine, config, place, data)(
+        data, config, None if out is None else Path(out), place, select, logger
+    )
     with tqdm(total=config.steps, initial=run.step, desc=f"train {config.family}", disable=not progress) as bar:
         for x in run.batches():
             row = run.advance(x)
@@ -73,6 +77,19 @@ def train(
             if row is not None:
                 bar.set_postfix(ev=f"{row['ev']:.3f}", l0=f"{row['l0']:.1f}", dead=f"{row['dead']:.3f}")
     return run.finish()
+
+
+def choose_engine(engine: str, config: TrainConfig, device: torch.device, data) -> type[Run]:
+    """The class of run for an engine; raises ValueError where it is unknown, or cannot make these steps."""
+    if engine not in ("auto", "torch", "fused"):
+        raise ValueError(f"engine={engine!r} is unknown; use 'auto', 'torch' or 'fused'.")
+    fits = can_fuse(config, device, data)
+    if engine == "fused" and not fits:
+        raise ValueError(
+            f"engine='fused' cannot train {config.family!r} with these loss terms, dead_policy={config.dead_policy!r} "
+            f"and device {device}; use engine='auto'."
+        )
+    return FusedRun if fits and engine != "torch" else Run
 
 
 def initial(data, arch: str | None = None, *, preset: str | None = None, select=None, **options: Any) -> Dictionary:

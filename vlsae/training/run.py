@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -138,11 +138,15 @@ class Run:
         self.at = Step(self.dictionary, x, trace.pre, trace.z, trace.xhat, dead, trace.extras, target)
         self.terms = {objective.name: objective(self.at) for objective in self.objectives}
         loss = sum(self.terms.values())
+        self.require_finite(loss)
+        return loss
+
+    def require_finite(self, loss: Tensor) -> None:
+        """Raises TrainingDiverged unless the loss is a number."""
         if not torch.isfinite(loss):
             there = self.out is not None and (self.out / CHECKPOINT).exists()
             kept = f"the last good checkpoint is in {self.out}" if there else "no checkpoint was written yet"
             raise TrainingDiverged(f"The loss is {loss.item()} at step {self.step}; {kept}. Try a smaller lr.")
-        return loss
 
     def update(self) -> dict | None:
         """The optimiser's step on the gradients of `loss`, and everything that follows from it."""
@@ -155,15 +159,21 @@ class Run:
             torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip_gradient)
         self.optimizer.step()
         sae.constrain()
-        n = len(self.at.x)
-        self.silent = torch.where((self.at.z != 0).any(0), 0, self.silent + n)
+        if config.dead_policy == "resample" and (self.step + 1) % config.resample_every == 0:
+            resample(self.at, self.optimizer, seed=config.seed * 1_000_003 + self.step + 1)
+            fired = (self.at.z != 0).any(0) | self.at.dead
+        else:
+            fired = (self.at.z != 0).any(0)
+        return self.finish_step(len(self.at.x), fired, self._measure)
+
+    def finish_step(self, n: int, fired: Tensor, measure: Callable[[], dict[str, float]]) -> dict | None:
+        """Count a step of `n` tokens in which these latents fired; log and save when it is time for it."""
+        config, rate = self.config, learning_rate(self.config, self.step)
+        self.silent = torch.where(fired, 0, self.silent + n)
         self.step += 1
         self.tokens_seen += n
-        if config.dead_policy == "resample" and self.step % config.resample_every == 0:
-            resample(self.at, self.optimizer, seed=config.seed * 1_000_003 + self.step)
-            self.silent[self.at.dead] = 0
         told = self.step % config.log_every == 0 or self.step == config.steps
-        row = self._row(rate) if told else None
+        row = self._row(rate, measure()) if told else None
         if row is not None:
             for logger in self.loggers:
                 logger.log(row)
@@ -172,15 +182,20 @@ class Run:
         return row
 
     @torch.no_grad()
-    def _row(self, rate: float) -> dict:
+    def _measure(self) -> dict[str, float]:
+        return {
+            "ev": explained_variance(self.at.target, self.at.xhat).item(),
+            "l0": (self.at.z != 0).sum(-1).float().mean().item(),
+            "dead": self.at.dead.float().mean().item(),
+        }
+
+    def _row(self, rate: float, measured: dict[str, float]) -> dict:
         return {
             "step": self.step,
             "tokens": self.tokens_seen,
             "lr": rate,
             **{name: term.item() for name, term in self.terms.items()},
-            "ev": explained_variance(self.at.target, self.at.xhat).item(),
-            "l0": (self.at.z != 0).sum(-1).float().mean().item(),
-            "dead": self.at.dead.float().mean().item(),
+            **measured,
             "seconds": round(time.time() - self.started, 3),
         }
 

@@ -45,9 +45,12 @@ class L1(Objective):
 
     def steer(self, z: Tensor) -> float:
         """The coefficient of this step, after a look at how many codes are active."""
+        return self.steer_to(float((z != 0).sum(-1).to(torch.float32).mean()) if self.target_l0 else 0.0)
+
+    def steer_to(self, l0: float) -> float:
+        """The same, where the mean number of active codes is known."""
         self.step += 1
         if self.target_l0:
-            l0 = float((z != 0).sum(-1).to(torch.float32).mean())
             self.coefficient *= min(1.01, max(0.99, (max(l0, 1e-3) / self.target_l0) ** 0.01))
         return self.coefficient * min(1.0, self.step / self.warmup_steps if self.warmup_steps else 1.0)
 

@@ -1,0 +1,149 @@
+"""One training step of sparse dictionaries, ours and others': `python benchmarks/train.py --threads 1`; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from timing import extra_peak, facts_text, interleaved, machine_facts, number, table, version, with_threads
+
+PACKAGES = ("numpy", "torch", "numba", "eai-sparsify", "overcomplete", "dictionary-learning", "sae-lens")
+OURS = {"ours, fused": ("fused", "float32"), "ours, fused, bf16 selection": ("fused", "bfloat16"),
+        "ours, autograd": ("torch", "float32")}  # fmt: skip
+PRODUCT, ROUNDED = "encoder product, float32", "encoder product, bf16"
+L0_RELU = 64
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", default="topk", choices=("topk", "batch_topk", "nested_dictionary", "relu"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--d", type=int, default=768)
+    parser.add_argument("--latents", type=int, default=24_576)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="rows whose name contains one of these")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory in processes of their own")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--date", default=datetime.date.today().isoformat())
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # a row: print its peak memory
+    return parser.parse_args(argv)
+
+
+def tokens(n: int, d: int):
+    """Tokens like those of patches: 24 of 4,096 directions, uneven in frequency, and noise; of length sqrt d."""
+    import torch
+
+    g = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(4096, d, generator=g), dim=1)
+    x = 0.02 * torch.randn(n, d, generator=g)
+    for row in x.split(1024):
+        at = (torch.rand(len(row), 24, generator=g) ** 2 * 4096).long()
+        row += (directions[at] * torch.rand(len(row), 24, 1, generator=g)).sum(1)
+    return x * d**0.5 / x.norm(dim=1).mean()
+
+
+def our_step(args: argparse.Namespace, x, engine: str, selection: str) -> Callable[[], object]:
+    """A step of `train`, with AuxK, dead tracking, clipping and the decoder bias."""
+    import torch
+
+    from vlsae.activations.memory import TensorActivations
+    from vlsae.training.loop import choose_engine
+    from vlsae.training.recipe import make_config
+
+    extra = {"relu": {"l1": 0.1, "dead_policy": "none"}}.get(args.family, {"k": args.k})
+    if args.family == "nested_dictionary":
+        extra["prefixes"] = [args.latents // share for share in (16, 8, 4, 2, 1)]
+    config = make_config(
+        args.family, None,
+        {"n_latents": args.latents, "batch_size": len(x), "steps": 10**6, "lr": 1e-4, "clip_gradient": 1.0,
+         "b_dec_init": "mean", "log_every": 10**6, "selection": selection, **extra},
+    )  # fmt: skip
+    place, data = torch.device("cpu"), TensorActivations(x)
+    run = choose_engine(engine, config, place, data)(data, config, None, place, None)
+    if args.family == "relu":  # where training ends up: few active latents; at the start half of them are
+        scores = (x[:256] - run.dictionary.b_dec) @ run.dictionary.W_enc
+        run.dictionary.b_enc.data.fill_(-float(scores.flatten().topk(256 * L0_RELU).values[-1]))
+    return lambda: run.advance(x)
+
+
+def rows_of(args: argparse.Namespace, x) -> dict[str, Callable[[], Callable]]:
+    """How every row of the table makes its step; says which peers are missing."""
+    import torch
+    from peers import PEERS
+
+    W = torch.randn(args.latents, args.d, generator=torch.Generator().manual_seed(1))
+
+    def product(low: bool) -> Callable:
+        a, b = (x.bfloat16(), W.bfloat16()) if low else (x, W)
+        out = torch.empty(512, args.latents, dtype=a.dtype)
+        return lambda: [torch.mm(part, b.T, out=out[: len(part)]) for part in a.split(512)] and None
+
+    rows = {PRODUCT: lambda: product(False), ROUNDED: lambda: product(True)}
+    for name, (engine, selection) in OURS.items():
+        rows[name] = lambda e=engine, s=selection: our_step(args, x, e, s)
+    for name, (package, make) in PEERS[args.family].items():
+        if version(package) is None:
+            print(f"left out, {package} is not installed: {name}")
+        else:
+            rows[name] = lambda make=make: make(x, args.latents, args.k)
+    wanted = [name for name in rows if not args.only or name == PRODUCT or any(text in name for text in args.only)]
+    return {name: rows[name] for name in wanted}
+
+
+def peak(name: str, argv: list[str]) -> float:
+    """Peak memory of two steps of a row in a fresh process, MB."""
+    command = [sys.executable, __file__, *argv, "--peak", name]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
+    with_threads(args.threads)
+    x = tokens(args.batch, args.d)
+    rows = rows_of(args, x)
+    if args.peak:
+
+        def twice() -> None:
+            step = rows[args.peak]()
+            step()
+            step()
+
+        print(extra_peak(twice))
+        return
+    facts = machine_facts(args.threads, PACKAGES, args.date)
+    print(facts_text(facts))
+    print(f"{args.family}: d={args.d}, n={args.latents:,}, k={args.k}, batch {args.batch:,}, {args.rounds} rounds\n")
+    timings = interleaved({name: make() for name, make in rows.items()}, args.rounds)
+    best = min(
+        (n for n in timings if not n.startswith(("ours", "encoder"))), key=lambda n: timings[n].median(), default=None
+    )
+    flops = 2 * args.batch * args.d * args.latents
+    lines, results = [], {}
+    for name, timing in timings.items():
+        wall = timing.median()
+        results[name] = {
+            "wall_s": timing.wall, "cpu_s": timing.cpu, "x_product": timing.ratio(timings[PRODUCT]),
+            "best_peer_x": None if best is None else timings[best].ratio(timing),
+            "peak_mb": None if args.no_memory or name.startswith("encoder") else peak(name, argv),
+        }  # fmt: skip
+        r = results[name]
+        lines.append([name, number(1e3 * wall), number(1e3 * timing.median("cpu")), number(args.batch / wall),
+                      number(flops / wall / 1e9) if name.startswith("encoder") else "-", number(r["x_product"]),
+                      number(r["best_peer_x"]), number(r["peak_mb"])])  # fmt: skip
+    print(table(["", "wall ms", "CPU ms", "tokens/s", "GF/s", "x product", "faster than best peer", "peak MB"], lines))
+    print(f"\nbest peer: {best}; x product: median over rounds of time against the float32 product of the same batch")
+    if args.json:
+        args.json.write_text(
+            json.dumps({"facts": facts, "arguments": vars(args) | {"json": None}, "rows": results}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,60 @@
+"""Choosing from pre-activations: equal to torch's dense choice, with ties, odd widths, and a rounded product."""
+
+import numpy as np
+import pytest
+import torch
+
+from vlsae.dictionaries import selection
+from vlsae.dictionaries.selection import Products, largest_of_batch, positive, top_k
+
+
+def _problem(n, d=12, rows=70, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, d, generator=g), torch.randn(n, d, generator=g), 0.3 * torch.randn(n, generator=g)
+
+
+def _dense(rows, n):
+    z = torch.zeros(len(rows.ptr) - 1, n)
+    z[np.repeat(np.arange(len(z)), np.diff(rows.ptr)), torch.from_numpy(rows.idx).long()] = torch.from_numpy(rows.val)
+    return z
+
+
+@pytest.mark.parametrize("n", [5, 64, 100, 1000])
+@pytest.mark.parametrize("k", [1, 4, 5])
+@pytest.mark.parametrize("signed", [False, True])
+def test_top_k_is_torchs(n, k, signed, monkeypatch):
+    monkeypatch.setattr(selection, "CHUNK", 32 * n)
+    x, W, b = _problem(n)
+    pre = x @ W.T + b
+    at = (pre.abs() if signed else pre).topk(k).indices
+    kept = pre.gather(1, at) if signed else pre.gather(1, at).relu()
+    assert torch.allclose(
+        _dense(top_k(Products(x, W, b), k, signed=signed), n), torch.zeros_like(pre).scatter(1, at, kept), atol=1e-5
+    )
+
+
+def test_ties_go_to_the_lower_latent():
+    x, W = torch.ones(3, 2), torch.ones(100, 2)
+    assert top_k(Products(x, W, torch.zeros(100)), 4).idx.reshape(3, 4).tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_all_positive_ones_and_the_largest_of_a_batch(monkeypatch):
+    monkeypatch.setattr(selection, "CHUNK", 32 * 300)
+    x, W, b = _problem(300)
+    pre = (x @ W.T + b).relu()
+    assert torch.allclose(_dense(positive(Products(x, W, b), room=2), 300), pre, atol=1e-5)
+    flat = pre.flatten()
+    best = flat.topk(70 * 3)
+    expected = torch.zeros_like(flat).scatter(0, best.indices, best.values).reshape(pre.shape)
+    for guess in (0.0, 0.5 * float(best.values[-1]), 100.0):  # unknown, good, and far too high
+        assert torch.allclose(_dense(largest_of_batch(Products(x, W, b), 3, guess), 300), expected, atol=1e-5)
+
+
+def test_a_rounded_product_chooses_the_same():
+    """Candidates within the margin are computed again: supports differ at most where scores are equal to 1e-6."""
+    x, W, b = _problem(5000, d=96, rows=200)
+    exact, rounded = (top_k(Products(x, W, b, low), 16) for low in (None, W.bfloat16()))
+    assert np.array_equal(exact.idx, rounded.idx)
+    assert np.abs(exact.val - rounded.val).max() < 1e-4
+    exact, rounded = (positive(Products(x, W, b, low), 10.0) for low in (None, W.bfloat16()))
+    assert np.array_equal(exact.idx, rounded.idx)
