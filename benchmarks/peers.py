@@ -11,7 +11,7 @@ import torch
 LR = 1e-4
 
 
-def _without(*names: str) -> None:
+def without(*names: str) -> None:
     """Let modules that a peer imports and a training step does not use be missing."""
     for name in names:
         try:
@@ -50,7 +50,7 @@ def sparsify_topk(x: torch.Tensor, n: int, k: int) -> Callable[[], float]:
 
 def _overcomplete(x: torch.Tensor, make: Callable) -> Callable[[], float]:
     """overcomplete's `train_sae`, for one batch, without its printing."""
-    _without("cv2", "timm", "skimage", "skimage.segmentation")
+    without("cv2", "timm", "skimage", "skimage.segmentation")
     import matplotlib.pyplot as plt
 
     if not hasattr(plt.cm, "get_cmap"):
@@ -83,7 +83,7 @@ def overcomplete_batch_topk(x: torch.Tensor, n: int, k: int) -> Callable[[], flo
 
 def _dictionary_learning(x: torch.Tensor, n: int, module: str, trainer: str, **options) -> Callable[[], float]:
     """dictionary_learning's own trainer."""
-    _without("nnsight", "wandb", "zstandard", "datasets", "circuitsvis")
+    without("nnsight", "wandb", "zstandard", "datasets", "circuitsvis")
     import importlib
 
     make = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), trainer)

@@ -62,9 +62,10 @@ def test_three_axes_and_empty_batches(sae, x):
 def test_sparse_and_dense_codes_agree(sae, x):
     codes = sae.encode_sparse(x)
     assert isinstance(codes, Codes)
-    assert torch.equal(codes.dense(), sae.encode(x))
+    assert torch.allclose(codes.dense(), sae.encode(x), atol=1e-6)
+    assert torch.equal(codes.dense() != 0, sae.encode(x) != 0)
     assert (codes.rows.diff() >= 0).all()
-    assert torch.equal(sae.decode(codes), sae.decode(sae.encode(x)))
+    assert torch.allclose(sae.decode(codes), sae.decode(sae.encode(x)), atol=1e-5)  # sums in another order
 
 
 def test_save_and_load_are_bit_equal(sae, x, tmp_path):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlsae.dictionaries.selection import Products, Rows
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.registry import Registry
 
@@ -37,6 +38,18 @@ class Codes:
         """Codes of a dense `[n, n_latents]` tensor."""
         rows, latents = z.nonzero(as_tuple=True)
         return cls(rows, latents, z[rows, latents], *z.shape)
+
+    @classmethod
+    def from_rows(cls, rows: Rows, n_latents: int) -> Codes:
+        """Codes as selection gives them."""
+        n = len(rows.ptr) - 1
+        numbers = torch.repeat_interleave(torch.arange(n), torch.from_numpy(rows.ptr).diff())
+        return cls(numbers, torch.from_numpy(rows.idx).long(), torch.from_numpy(rows.val), n, n_latents)
+
+    def times(self, W: Tensor) -> Tensor:
+        """`z W` for `W [n_latents, d]`, without a dense `z`."""
+        starts = torch.searchsorted(self.rows, torch.arange(self.n, device=self.rows.device))
+        return F.embedding_bag(self.latents, W, starts, mode="sum", per_sample_weights=self.values)
 
     def dense(self) -> Tensor:
         """The same as `[n, n_latents]`."""
@@ -123,7 +136,11 @@ class Dictionary(nn.Module):
 
     def pre(self, x: Tensor) -> Tensor:
         """Pre-activations `(x - b_dec) W_enc + b_enc`, `[..., n_latents]`."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        return self.reads(x) @ self.W_enc + self.b_enc
+
+    def reads(self, x: Tensor) -> Tensor:
+        """What the encoder's columns are multiplied with: `x - b_dec`."""
+        return x - self.b_dec
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of activations.
@@ -137,11 +154,15 @@ class Dictionary(nn.Module):
         Raises:
             ValueError: for another width, or values that are not finite.
         """
+        return self._encode(self._accept(x))
+
+    def _accept(self, x: Tensor) -> Tensor:
+        """Activations behind the transform, after a look at their shape and values."""
         if x.shape[-1:] != (self.d,):
             raise ValueError(f"Activations have shape {tuple(x.shape)}; this dictionary reads [..., {self.d}].")
         if not torch.isfinite(x).all():
             raise ValueError("Activations hold NaN or infinite values; check the model, or extract with float32.")
-        return self._encode(self.transform(x.to(self.W_dec.dtype)))
+        return self.transform(x.to(self.W_dec.dtype))
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.activate(self.pre(x))
@@ -156,9 +177,41 @@ class Dictionary(nn.Module):
         """Called once before training with a sample `[N, d]`, for a start that depends on the data."""
 
     @torch.no_grad()
-    def encode_sparse(self, x: Tensor) -> Codes:
-        """Codes of `x [..., d]` as parallel lists, rows in the order of `x.flatten(0, -2)`."""
-        return Codes.from_dense(self.encode(x.reshape(-1, x.shape[-1])))
+    def encode_sparse(self, x: Tensor, selection: str = "float32") -> Codes:
+        """Codes of `x [..., d]` as parallel lists, rows in the order of `x.flatten(0, -2)`.
+
+        TopK, BatchTopK and ReLU families on the processor choose from blocks of pre-activations that are not kept: memory
+        grows with the active codes alone. Others make dense codes first.
+
+        Args:
+            x: as for `encode`.
+            selection: "bfloat16" finds candidates in a rounded product and computes their values in float32, where the
+                family can; else "float32".
+        """
+        if selection not in ("float32", "bfloat16"):
+            raise ValueError(f"selection={selection!r} is unknown; use 'float32' or 'bfloat16'.")
+        x = x.reshape(-1, x.shape[-1])
+        rows = None
+        if self.W_dec.dtype == torch.float32 and self.W_dec.device.type == "cpu" and self.can_pick:
+            keys = self.keys()
+            rounded = keys.bfloat16() if selection == "bfloat16" else None
+            rows = self.pick(Products(self.reads(self._accept(x)).contiguous(), keys, self.b_enc.data, rounded))
+        return Codes.from_dense(self.encode(x)) if rows is None else Codes.from_rows(rows, self.n_latents)
+
+    @property
+    def can_pick(self) -> bool:
+        """Whether `pick` can be used."""
+        return False
+
+    def pick(self, products: Products) -> Rows:
+        """The codes that `activate` gives, from products of `reads(x)` with the encoder's columns."""
+        raise NotImplementedError
+
+    def keys(self) -> Tensor:
+        """The encoder's columns as contiguous rows `[n_latents, d]`, sharing memory with `W_enc`."""
+        if not self.W_enc.T.is_contiguous():
+            self.W_enc.data = self.W_enc.data.T.contiguous().T
+        return self.W_enc.data.T
 
     def decode(self, z: Tensor | Codes, like: Tensor | None = None) -> Tensor:
         """Reconstruction `z W_dec + b_dec`, `[..., d]`, in the units of the activations.
@@ -171,6 +224,8 @@ class Dictionary(nn.Module):
             ValueError: for another number of latents, or a missing `like`.
         """
         if isinstance(z, Codes):
+            if type(self)._decode is Dictionary._decode:
+                return self.transform.inverse(z.times(self.W_dec) + self.b_dec, like)
             z = z.dense()
         if z.shape[-1:] != (self.n_latents,):
             raise ValueError(f"Codes have shape {tuple(z.shape)}; this dictionary decodes [..., {self.n_latents}].")

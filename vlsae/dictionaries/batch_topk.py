@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary, Trace
+from vlsae.dictionaries.selection import Products, Rows, positive
 
 MEMORY = 0.99  # of the moving average: a hundred batches are exact enough, and a short run forgets its start
 
@@ -50,6 +51,14 @@ class BatchTopKDictionary(Dictionary):
     @property
     def settings(self) -> dict[str, Any]:
         return {"k": self.k}
+
+    @property
+    def can_pick(self) -> bool:
+        """Where one threshold serves all latents, as training leaves it."""
+        return bool((self.threshold == self.threshold[0]).all())
+
+    def pick(self, products: Products) -> Rows:
+        return positive(products, max(0.0, float(self.threshold[0])))
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre) * (pre > self.threshold)

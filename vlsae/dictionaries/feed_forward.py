@@ -81,9 +81,9 @@ class FeedForwardKV(Dictionary):
     def settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("activation", "gated", "topk", "by_magnitude")}
 
-    def pre(self, x: Tensor) -> Tensor:
-        """Pre-activations `x W_enc + b_enc`: the layer's bias belongs to its output alone."""
-        return x @ self.W_enc + self.b_enc
+    def reads(self, x: Tensor) -> Tensor:
+        """The input as it is: the layer's last bias belongs to its output alone."""
+        return x
 
     def _encode(self, x: Tensor) -> Tensor:
         z = ACTIVATIONS[self.activation](self.pre(x))

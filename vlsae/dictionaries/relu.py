@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
+from vlsae.dictionaries.selection import Products, Rows, positive
 
 
 @DICTIONARIES.register("relu")
@@ -31,6 +32,11 @@ class ReLUDictionary(Dictionary):
             self.W_enc.uniform_(-1, 1, generator=generator).mul_((6 / self.n_latents) ** 0.5)
             self.W_dec.uniform_(-1, 1, generator=generator)
         self.normalise_atoms()
+
+    can_pick = True
+
+    def pick(self, products: Products) -> Rows:
+        return positive(products)
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre)

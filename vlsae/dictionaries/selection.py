@@ -16,6 +16,7 @@ from torch import Tensor
 from vlsae.dictionaries import selection_kernels as kernels
 
 CHUNK = 2**24  # pre-activations at a time: 64 MB
+LEAST = 64  # tokens at a time: fewer would read all keys for little
 PROBE = 64  # tokens that say where BatchTopK begins to look
 ROOM = 4  # times k, the room for candidates of a rounded product
 BFLOAT = 2.0**-8  # relative rounding error of bfloat16, with room
@@ -86,7 +87,7 @@ class Products:
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Rows and their products `[b, n]` without bias: float32, or the bits of bfloat16 as uint16 where rounded."""
-        step = max(16, CHUNK // len(self.W))
+        step = max(LEAST, CHUNK // len(self.W))
         keys = self.W if self.rounded is None else self.rounded
         out = torch.empty(min(step, len(self.x)), len(keys), dtype=keys.dtype)
         for begin in range(0, len(self.x), step):

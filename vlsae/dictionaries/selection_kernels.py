@@ -110,7 +110,7 @@ def candidates_of_rows(P, bias, k, signed, margin, relative, idx, val, count, lo
 
 @compiled
 def top_k_of_candidates(k, signed, positive, idx, val, count, lo, hi):
-    """Keep each row's k best candidates, ties to the lower latent; then only positive ones where asked."""
+    """Keep each row's k best candidates, ties to the lower latent; then the positive ones, or where not `positive` all that are not 0."""
     work = np.empty(idx.shape[1], np.float32)
     for r in range(lo, hi):
         c = count[r]
@@ -130,7 +130,7 @@ def top_k_of_candidates(k, signed, positive, idx, val, count, lo, hi):
             s = abs(v) if signed else v
             if s == least:
                 ties -= 1
-            if (s > least or (s == least and ties >= 0)) and (not positive or v > 0):
+            if (s > least or (s == least and ties >= 0)) and (v > 0 or (v < 0 and not positive)):
                 idx[r, kept], val[r, kept] = idx[r, i], v
                 kept += 1
         count[r] = kept

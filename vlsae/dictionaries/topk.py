@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
+from vlsae.dictionaries.selection import Products, Rows, top_k
 
 
 @DICTIONARIES.register("topk")
@@ -37,6 +38,11 @@ class TopKDictionary(Dictionary):
     @property
     def settings(self) -> dict[str, Any]:
         return {"k": self.k}
+
+    can_pick = True
+
+    def pick(self, products: Products) -> Rows:
+        return top_k(products, self.k, signed=self.signed)
 
     def activate(self, pre: Tensor) -> Tensor:
         values, indices = pre.topk(self.k, dim=-1, sorted=False)

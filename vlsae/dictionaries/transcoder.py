@@ -29,9 +29,9 @@ class Transcoder(TopKDictionary):
 
     family = "transcoder"
 
-    def pre(self, x: Tensor) -> Tensor:
-        """Pre-activations `x W_enc + b_enc`, `[..., n_latents]`."""
-        return x @ self.W_enc + self.b_enc
+    def reads(self, x: Tensor) -> Tensor:
+        """The input as it is."""
+        return x
 
     @torch.no_grad()
     def fold_transform(self) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlsae.dictionaries.abs_topk import AbsTopKDictionary
 from vlsae.dictionaries.batch_topk import BatchTopKDictionary
 from vlsae.dictionaries.nested_dictionary import NestedDictionaryMatryoshka
 from vlsae.dictionaries.selection import Products, Rows, in_threads, largest_of_batch, positive, top_k
@@ -46,7 +45,7 @@ class FusedRun(Run):
     def advance(self, x: Tensor) -> dict | None:
         x = x.contiguous()
         self._dead = self.silent >= self.config.dead_after_tokens
-        centred = (x - self.dictionary.b_dec.detach()).contiguous()
+        centred = self.dictionary.reads(x).detach().contiguous()
         codes = self._select(centred)
         batch = self._decode(x, codes)
         self._add_dead(centred, batch)
@@ -54,17 +53,14 @@ class FusedRun(Run):
         self._learn(centred, codes, batch)
         return self.finish_step(len(x), self._fired(codes), lambda: self.measured)
 
-    def _keys(self) -> Tensor:
-        """The encoder's columns as rows `[n_latents, d]`, the same memory."""
-        return self.dictionary.W_enc.data.T
-
     def _select(self, centred: Tensor) -> Rows:
         sae, self._aux = self.dictionary, None
-        rounded = self._keys().bfloat16() if self.config.selection == "bfloat16" else None
-        products = Products(centred, self._keys(), sae.b_enc.data, rounded)
+        keys = sae.keys()
+        rounded = keys.bfloat16() if self.config.selection == "bfloat16" else None
+        products = Products(centred, keys, sae.b_enc.data, rounded)
         also = self._watch_dead(len(centred))
         if isinstance(sae, TopKDictionary):
-            return top_k(products, sae.k, signed=isinstance(sae, AbsTopKDictionary), also=also)
+            return top_k(products, sae.k, signed=sae.signed, also=also)
         if isinstance(sae, BatchTopKDictionary):
             rows = largest_of_batch(products, sae.k, LIKELY * getattr(self, "_threshold", 0.0), also=also)
             if len(rows.val):
@@ -174,7 +170,7 @@ class FusedRun(Run):
         start, order = np.empty(n + 1, np.int64), np.empty(len(batch.idx), np.int64)
         kernels.by_latent(batch.idx, n, start, order)
         entries = batch.token, batch.row, batch.val, batch.u, start, order, sae.unit_atoms
-        X, W, E = centred.numpy(), sae.W_dec.data.numpy(), self._keys().numpy()
+        X, W, E = centred.numpy(), sae.W_dec.data.numpy(), sae.keys().numpy()
         bias = np.bincount(batch.idx, batch.u, n).astype(np.float32)
         sae.b_enc.grad = torch.from_numpy(bias.copy())
         if sae.b_dec.requires_grad:
