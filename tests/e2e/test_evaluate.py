@@ -7,7 +7,7 @@ import pytest
 from vlsae.cli import main
 from vlsae.dictionaries import DICTIONARIES
 from vlsae.evaluate import FAMILIES, Evaluation, Score, options_of
-from vlsae.report.evaluate import frontier, winners
+from vlsae.report.evaluate import frontier, winners, write_evaluation
 from vlsae.training.recipe import make_config
 
 
@@ -62,5 +62,19 @@ def _score(family, l0, accuracy, trained=True):
 def test_winners_are_compared_at_equal_sparsity():
     scores = [_score("dense", 60, 0.9), _score("good", 11, 0.8), _score("bad", 9, 0.7), _score("pca", 10, 1.0, False)]
     result = Evaluation(scores, 10, 1.0, 0.1, 5, 50, {})
-    assert winners(result)["accuracy"] == "good"
+    assert winners(result)["accuracy"] == ["good"]
     assert frontier(result)[:4] == b"\x89PNG"
+
+
+def test_a_tie_names_no_single_winner(tmp_path):
+    """Three families print .998 though they differ in the fourth digit; one alone is best at explained variance."""
+    rows = [("a", 0.99802, 0.8), ("b", 0.9978, 0.7), ("c", 0.99761, 0.7), ("d", 0.99, 0.7)]
+    scores = [Score(name, True, 8, 64, 8.0, ev, 0.0, accuracy, 0.5, 0.5) for name, accuracy, ev in rows]
+    result = Evaluation(scores, 8, 1.0, 0.8, 100, 6400, {})
+    best = winners(result)
+    assert best["accuracy"] == ["a", "b", "c"]
+    assert best["ev"] == ["a"]
+    page = write_evaluation(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "spliced zero-shot accuracy: 3 of 4 tie, it does not separate them" in page
+    assert "explained variance: <b>a</b>" in page
+    assert page.count("<b>0.998</b>") == 3

@@ -110,7 +110,7 @@ def candidates_of_rows(P, bias, k, signed, margin, relative, idx, val, count, lo
 
 @compiled
 def top_k_of_candidates(k, signed, positive, idx, val, count, lo, hi):
-    """Keep each row's k best candidates, ties to the lower latent; then the positive ones, or where not `positive` all that are not 0."""
+    """Keep each row's k best candidates, ties to the lower latent; of them the positive ones, or all but zeros."""
     work = np.empty(idx.shape[1], np.float32)
     for r in range(lo, hi):
         c = count[r]

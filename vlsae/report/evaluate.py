@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = "os^Dv"
+DIGITS = 3  # of the scores in the table
 FAR = 1.5  # ratio of measured to wanted L0 beyond which a row is not "equal sparsity"
 
 
@@ -21,13 +22,28 @@ def _rank(score: Score) -> tuple[bool, float]:
     return score.trained, score.accuracy
 
 
-def winners(result: Evaluation) -> dict[str, str]:
-    """The best trained family at the table's L0 for each score, among those whose L0 is near it."""
-    near = [s for s in result.scores if s.trained and s.wanted == result.k and not _off(s)]
+def _compared(result: Evaluation) -> list[Score]:
+    return [s for s in result.scores if s.trained and s.wanted == result.k and not _off(s)]
+
+
+def winners(result: Evaluation) -> dict[str, list[str]]:
+    """The best trained families at the table's L0 for each score, among those whose L0 is near it.
+
+    Several where the table prints the same number for them.
+    """
+    near = _compared(result)
     better = {"ev": 1, "dead": -1, "accuracy": 1, "localised": 1, "auroc": 1, "stability": 1}
-    return {
-        name: max(near, key=lambda s: sign * (getattr(s, name) or 0.0)).family for name, sign in better.items() if near
-    }
+    best = {}
+    for name, sign in better.items() if near else ():
+        values = [sign * round(getattr(s, name) or 0.0, DIGITS) for s in near]
+        best[name] = [s.family for s, value in zip(near, values) if value == max(values)]
+    return best
+
+
+def _told(families: list[str], of: int) -> str:
+    """Who is best, in a few words: no winner is named where several print the same."""
+    names = " and ".join(f"<b>{family}</b>" for family in families)
+    return names if len(families) <= 2 else f"{len(families)} of {of} tie, it does not separate them"
 
 
 def _off(score: Score) -> bool:
@@ -47,7 +63,7 @@ def _table(result: Evaluation) -> str:
                   ("localised", s.localised, 3), ("auroc", s.auroc, 3), ("stability", s.stability, 3),
                   ("stability_start", s.stability_start, 3)]  # fmt: skip
         cells.append([f"{s.family}{mark}<small>{note}</small>"] + [
-            f"<b>{cell(value, digits)}</b>" if best.get(name) == s.family else cell(value, digits)
+            f"<b>{cell(value, digits)}</b>" if s.family in best.get(name, ()) else cell(value, digits)
             for name, value, digits in values
         ])  # fmt: skip
     return table(head, cells)
@@ -94,7 +110,8 @@ def write_evaluation(result: Evaluation, path: Path) -> Path:
     best = winners(result)
     names = {"accuracy": "spliced zero-shot accuracy", "ev": "explained variance", "localised": "objects localised",
              "stability": "stability between seeds", "dead": "fewest dead latents"}  # fmt: skip
-    told = "; ".join(f"{what}: <b>{best[name]}</b>" for name, what in names.items() if name in best)
+    of = len(_compared(result))
+    told = "; ".join(f"{what}: {_told(best[name], of)}" for name, what in names.items() if name in best)
     recipe = {name: str(value) for name, value in result.recipe.items()}
     return write_page(
         path,
