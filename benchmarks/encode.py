@@ -57,7 +57,7 @@ def peer_encoders(sae, x) -> dict[str, Callable]:
     if version("dictionary-learning") is None:
         print("left out, dictionary-learning is not installed")
     else:
-        without("nnsight", "wandb", "zstandard", "datasets", "circuitsvis")
+        without("datasets", "nnsight", "wandb", "zstandard", "circuitsvis")
         from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
         other = AutoEncoderTopK(sae.d, sae.n_latents, sae.k)

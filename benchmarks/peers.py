@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from unittest.mock import MagicMock
 
 import torch
@@ -17,7 +18,7 @@ def without(*names: str) -> None:
         try:
             __import__(name)
         except ImportError:
-            sys.modules[name] = MagicMock(__path__=[], __spec__=None)
+            sys.modules[name] = MagicMock(__path__=[], __spec__=ModuleSpec(name, None))
             print(f"patched: {name} is not installed, an empty module stands for it")
 
 
@@ -83,7 +84,7 @@ def overcomplete_batch_topk(x: torch.Tensor, n: int, k: int) -> Callable[[], flo
 
 def _dictionary_learning(x: torch.Tensor, n: int, module: str, trainer: str, **options) -> Callable[[], float]:
     """dictionary_learning's own trainer."""
-    without("nnsight", "wandb", "zstandard", "datasets", "circuitsvis")
+    without("datasets", "nnsight", "wandb", "zstandard", "circuitsvis")
     import importlib
 
     make = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), trainer)
