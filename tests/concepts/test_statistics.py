@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vlsae.concepts.statistics import HISTOGRAM_EDGES, LatentStatistics, latent_statistics
+from vlsae.dictionaries import Codes
 from vlsae.dictionaries.topk import TopKDictionary
 
 N, CLASSES, TOP = 12, 3, 4
@@ -147,3 +148,21 @@ def test_of_a_store(store):
     assert s.n_tokens == 24 * 64
     with pytest.raises(ValueError, match="reads width 8"):
         latent_statistics(TopKDictionary(8, 8, k=1), store, progress=False)
+
+
+def test_sparse_and_dense_codes_give_the_same():
+    """Codes that were never dense, of either sign, in images of which some are silent."""
+    z = torch.randn(9, 5, 40, generator=torch.Generator().manual_seed(3))
+    z[z.abs() < 1] = 0
+    z[4] = 0
+    labels = np.array([0, 1, 2, 0, -1, 1, 2, 0, 1])
+    dense, sparse = LatentStatistics(40, 3, 4), LatentStatistics(40, 3, 4)
+    dense.update(z, 0, labels)
+    sparse.add(Codes.from_dense(z[:4].flatten(0, 1)), 4, 0, labels[:4])
+    sparse.add(Codes.from_dense(z[4:].flatten(0, 1)), 5, 4, labels[4:])
+    for name, value in dense._arrays().items():
+        assert np.allclose(value, sparse._arrays()[name], atol=1e-5), name
+    assert np.array_equal(dense.image_count, (z.amax(1) > 0).sum(0).numpy())
+    assert np.allclose(dense.class_sums["max"][0], z.amax(1)[[0, 3, 7]].sum(0).numpy(), atol=1e-5)
+    mean = z.mean(1)
+    assert np.allclose(dense.top_image_values[:, 0], mean.amax(0).clamp_min(0).numpy(), atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlsae.activations.reader import ActivationStore
-from vlsae.dictionaries.base import Dictionary
+from vlsae.dictionaries.base import Codes, Dictionary
 
 AGGREGATORS = ("count", "mean", "max")
 TAU = 0.2  # PatchSAE's threshold of a patch count
@@ -69,43 +69,31 @@ class LatentStatistics:
 
     def update(self, z: Tensor, first_image: int, labels: np.ndarray | None = None) -> None:
         """Add the codes of consecutive images, `z [images, tokens, n_latents]`, with class numbers (-1: none)."""
-        n_images, n_tokens, _ = z.shape
-        rows, tokens, latents = (index.numpy() for index in z.nonzero(as_tuple=True))
-        values = z[rows, tokens, latents].float().numpy()
+        self.add(Codes.from_dense(z.flatten(0, 1).float()), len(z), first_image, labels)
+
+    def add(self, codes: Codes, n_images: int, first_image: int, labels: np.ndarray | None = None) -> None:
+        """The same from sparse codes of `n_images` images of equally many tokens: work grows with active codes alone."""
+        n_tokens = codes.n // n_images
+        rows, latents, values = (part.cpu().numpy() for part in (codes.rows, codes.latents, codes.values))
+        images, tokens = np.divmod(rows, n_tokens)
         self.n_images += n_images
-        self.n_tokens += n_images * n_tokens
+        self.n_tokens += codes.n
         self.token_count += np.bincount(latents, minlength=self.n_latents)
         self.value_sum += np.bincount(latents, values, self.n_latents)
         bins = np.clip(np.searchsorted(HISTOGRAM_EDGES, values, side="right") - 1, 0, self.histogram.shape[1] - 1)
-        flat = np.bincount(latents * self.histogram.shape[1] + bins, minlength=self.histogram.size)
-        self.histogram += flat.reshape(self.histogram.shape)
-        mean, largest = z.float().mean(1).numpy(), z.float().amax(1).numpy()
-        self.image_count += (largest > 0).sum(0)
-        self._update_top(mean, first_image, rows, tokens, latents, values)
+        cells, times = np.unique(latents * self.histogram.shape[1] + bins, return_counts=True)
+        self.histogram.reshape(-1)[cells] += times
+        pairs = _per_image(images, latents, values, n_tokens, self.n_latents, self.tau)
+        self.image_count += np.bincount(pairs["latent"][pairs["max"] > 0], minlength=self.n_latents)
+        image_ids, patch_ids = (pairs["image"] + first_image)[:, None], np.stack([images + first_image, tokens], 1)
+        _keep_best(self.top_image_values, self.top_images, pairs["latent"], pairs["mean"], image_ids)
+        _keep_best(self.top_patch_values, self.top_patches, latents, values, patch_ids)
         if labels is not None and self.n_classes:
-            count = (z > self.tau).sum(1).numpy()
-            for name, image_value in (("count", count), ("mean", mean), ("max", largest)):
-                np.add.at(self.class_sums[name], labels[labels >= 0], image_value[labels >= 0])
+            label = labels[pairs["image"]]
+            known = label >= 0
+            for name in AGGREGATORS:
+                np.add.at(self.class_sums[name], (label[known], pairs["latent"][known]), pairs[name][known])
             self.class_images += np.bincount(labels[labels >= 0], minlength=self.n_classes)
-
-    def _update_top(self, mean, first_image, rows, tokens, latents, values) -> None:
-        ids = np.broadcast_to(np.arange(first_image, first_image + len(mean))[:, None], mean.shape)
-        ids = np.where(mean > 0, ids, -1)
-        self.top_image_values, self.top_images = _merge_top(
-            self.top_image_values, self.top_images, mean.T, ids.T, self.n_top
-        )
-        order = np.lexsort((tokens, rows, -values, latents))
-        sorted_latents = latents[order]
-        starts = np.searchsorted(sorted_latents, np.arange(self.n_latents))
-        rank = np.arange(len(order)) - starts[sorted_latents]
-        best = order[rank < self.n_top]
-        new_values = np.zeros((self.n_latents, self.n_top), np.float32)
-        new_ids = np.full((self.n_latents, self.n_top, 2), -1, np.int64)
-        at = (latents[best], rank[rank < self.n_top])
-        new_values[at], new_ids[at] = values[best], np.stack([rows[best] + first_image, tokens[best]], -1)
-        self.top_patch_values, self.top_patches = _merge_top(
-            self.top_patch_values, self.top_patches, new_values, new_ids, self.n_top
-        )
 
     def merge(self, other: LatentStatistics) -> LatentStatistics:
         """The statistics of both parts together; image numbers must already be global. Changes and returns self."""
@@ -199,6 +187,42 @@ class LatentStatistics:
         return result
 
 
+def _per_image(images, latents, values, n_tokens: int, n_latents: int, tau: float) -> dict[str, np.ndarray]:
+    """One entry for every image and latent that is active in it: count of tokens above tau, mean and maximum."""
+    key = images.astype(np.int64) * n_latents + latents
+    order = np.argsort(key, kind="stable")
+    pairs, starts, sizes = np.unique(key[order], return_index=True, return_counts=True)
+    values = values[order]
+    if len(values) == 0:
+        sums, largest, above = values, values, sizes
+    else:
+        sums = np.add.reduceat(values.astype(np.float64), starts)
+        largest, above = np.maximum.reduceat(values, starts), np.add.reduceat((values > tau).astype(np.int64), starts)
+    largest = np.where(sizes < n_tokens, np.maximum(largest, 0), largest)
+    return {
+        "image": pairs // n_latents, "latent": pairs % n_latents, "count": above,
+        "mean": (sums / n_tokens).astype(np.float32), "max": largest,
+    }  # fmt: skip
+
+
+def _keep_best(best, best_ids, latents, values, ids) -> None:
+    """Let entries with positive values into the lists `best [n, N]`, `best_ids [n, N(, 2)]`; `ids [entries, 1 or 2]`."""
+    n_top = best.shape[1]
+    entering = (values > 0) & (values >= best[latents, -1]) if n_top else np.zeros(len(values), bool)
+    if not entering.any():
+        return
+    latents, values, ids = latents[entering], values[entering], ids[entering]
+    order = np.lexsort((*ids.T[::-1], -values, latents))
+    touched, starts, place = np.unique(latents[order], return_index=True, return_inverse=True)
+    rank = np.arange(len(order)) - starts[place]
+    first = rank < n_top
+    new = np.zeros((len(touched), n_top), np.float32)
+    new_ids = np.full((len(touched), n_top, ids.shape[1]), -1, np.int64)
+    new[place[first], rank[first]], new_ids[place[first], rank[first]] = values[order][first], ids[order][first]
+    new_ids = new_ids.reshape(len(touched), *best_ids.shape[1:])
+    best[touched], best_ids[touched] = _merge_top(best[touched], best_ids[touched], new, new_ids, n_top)
+
+
 def _merge_top(values, ids, new_values, new_ids, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The `n` best of two lists a latent; equal values keep the lower image and token number first."""
     both, both_ids = np.concatenate([values, new_values], 1), np.concatenate([ids, new_ids], 1)
@@ -247,7 +271,7 @@ def latent_statistics(
     result = LatentStatistics(dictionary.n_latents, n_classes, n_top, tau)
     with torch.no_grad(), tqdm(total=store.n_images, desc="statistics", unit="image", disable=not progress) as bar:
         for start, x in store.batches(batch_images):
-            z = dictionary.encode(x.to(dictionary.W_dec.device)).cpu()
-            result.update(z, start, labels[start : start + len(x)])
+            codes = dictionary.encode_sparse(x.flatten(0, 1).to(dictionary.W_dec.device))
+            result.add(codes, len(x), start, labels[start : start + len(x)])
             bar.update(len(x))
     return result
