@@ -67,16 +67,14 @@ def by_latent(idx, n, start, order):
 
 @compiled
 def _gather(f, X, G, W, token, row, val, u, start, order, unit, for_atom, for_key):
-    """Gradients of atom and key `f`; returns that of its bias. A unit atom's has no part along the atom."""
+    """Gradients of atom and key `f`. A unit atom's has no part along the atom."""
     d = X.shape[1]
     for j in range(d):
         for_atom[j] = 0
         for_key[j] = 0
-    for_bias = np.float32(0.0)
     for p in range(start[f], start[f + 1]):
         e = order[p]
         v, a, g, x = val[e], u[e], G[row[e]], X[token[e]]
-        for_bias += a
         for j in range(d):
             for_atom[j] += v * g[j]
             for_key[j] += a * x[j]
@@ -86,7 +84,6 @@ def _gather(f, X, G, W, token, row, val, u, start, order, unit, for_atom, for_ke
             along += for_atom[j] * W[f, j]
         for j in range(d):
             for_atom[j] -= along * W[f, j]
-    return for_bias
 
 
 @compiled
@@ -120,14 +117,36 @@ def _adam(w, m, v, g, clip, shrink, rate, beta1, beta2, root, eps):
 
 @compiled
 def update(
-    X, G, token, row, val, u, start, order, unit, W, Wm, Wv, E, Em, Ev, bias, clip, shrink, rate, beta1, beta2, root,
-    eps, lo, hi,
-):  # fmt: skip
-    """Adam for atoms `W` and keys `E`, rows `lo` to `hi`, moments of silent latents included; `bias` gets gradients."""
+    X,
+    G,
+    W,
+    token,
+    row,
+    val,
+    u,
+    start,
+    order,
+    unit,
+    Wm,
+    Wv,
+    E,
+    Em,
+    Ev,
+    clip,
+    shrink,
+    rate,
+    beta1,
+    beta2,
+    root,
+    eps,
+    lo,
+    hi,
+):
+    """Adam for atoms `W` and keys `E`, rows `lo` to `hi`, moments of silent latents included."""
     d = X.shape[1]
     for_atom, for_key = np.empty(d, np.float32), np.empty(d, np.float32)
     for f in range(lo, hi):
-        bias[f] = _gather(f, X, G, W, token, row, val, u, start, order, unit, for_atom, for_key)
+        _gather(f, X, G, W, token, row, val, u, start, order, unit, for_atom, for_key)
         norm = _adam(W[f], Wm[f], Wv[f], for_atom, clip, shrink, rate, beta1, beta2, root, eps)
         if unit:
             scale = np.float32(1.0) / np.sqrt(norm)
