@@ -7,6 +7,7 @@ import datetime
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="rows whose name contains one of these")
+    parser.add_argument("--parts", action="store_true", help="only say where the time of our step goes")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory in processes of their own")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--date", default=datetime.date.today().isoformat())
@@ -97,6 +99,47 @@ def rows_of(args: argparse.Namespace, x) -> dict[str, Callable[[], Callable]]:
     return {name: rows[name] for name in wanted}
 
 
+def parts_of_step(args: argparse.Namespace, x) -> str:
+    """A table of where the time of our fused step goes: the product, every kernel, and what is left."""
+    import torch
+
+    from vlsae.dictionaries import selection_compiled
+    from vlsae.training.fused import compiled
+
+    spent: dict[str, float] = {}
+
+    def timed(function: Callable, name: Callable[..., str]) -> Callable:
+        def call(*given, **options):
+            start = time.perf_counter()
+            result = function(*given, **options)
+            label = name(*given)
+            spent[label] = spent.get(label, 0.0) + time.perf_counter() - start
+            return result
+
+        return call
+
+    lines, product, threads = [], torch.mm, selection_compiled.in_threads
+    for label, selection in (("float32", "float32"), ("bf16 selection", "bfloat16")):
+        step = our_step(args, x, "fused", selection)
+        step()
+        step()
+        spent.clear()
+        torch.mm = timed(product, lambda *_: "encoder product")
+        for module in (selection_compiled, compiled):
+            module.in_threads = timed(threads, lambda kernel, *_: kernel.__name__)
+        start = time.perf_counter()
+        for _ in range(args.rounds):
+            step()
+        whole = time.perf_counter() - start
+        torch.mm = product
+        for module in (selection_compiled, compiled):
+            module.in_threads = threads
+        spent["everything else"] = whole - sum(spent.values())
+        for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+            lines.append([f"{label}: {name}", number(1e3 * seconds / args.rounds), f"{seconds / whole:.1%}"])
+    return table(["", "wall ms", "share"], lines)
+
+
 def made(rows: dict[str, Callable[[], Callable]]) -> dict[str, Callable]:
     """The steps of all rows; a peer that cannot start is left out with its reason."""
     steps = {}
@@ -133,11 +176,15 @@ def main(argv: list[str]) -> None:
     facts = machine_facts(args.threads, PACKAGES, args.date)
     print(facts_text(facts))
     print(f"{args.family}: d={args.d}, n={args.latents:,}, k={args.k}, batch {args.batch:,}, {args.rounds} rounds\n")
+    if args.parts:
+        print(parts_of_step(args, x))
+        return
     timings = interleaved(made(rows), args.rounds)
     best = min(
         (n for n in timings if not n.startswith(("ours", "encoder"))), key=lambda n: timings[n].median(), default=None
     )
     flops = 2 * args.batch * args.d * args.latents
+    fastest = min(timings[name].median() for name in (PRODUCT, ROUNDED) if name in timings)
     lines, results = [], {}
     for name, timing in timings.items():
         wall = timing.median()
@@ -148,10 +195,14 @@ def main(argv: list[str]) -> None:
         }  # fmt: skip
         r = results[name]
         lines.append([name, number(1e3 * wall), number(1e3 * timing.median("cpu")), number(args.batch / wall),
-                      number(flops / wall / 1e9) if name.startswith("encoder") else "-", number(r["x_product"]),
+                      number(flops / wall / 1e9), f"{fastest / wall:.0%}", number(r["x_product"]),
                       number(r["best_peer_x"]), number(r["peak_mb"])])  # fmt: skip
-    print(table(["", "wall ms", "CPU ms", "tokens/s", "GF/s", "x product", "faster than best peer", "peak MB"], lines))
+    head = ["", "wall ms", "CPU ms", "tokens/s", "GF/s", "of peak", "x product", "faster than best peer", "peak MB"]
+    print(table(head, lines))
     print(f"\nbest peer: {best}; x product: median over rounds of time against the float32 product of the same batch")
+    print(
+        "GF/s: of the encoder's product, the only dense one that is needed; of peak: against the fastest product here"
+    )
     if args.json:
         args.json.write_text(
             json.dumps({"facts": facts, "arguments": vars(args) | {"json": None}, "rows": results}, indent=1)
