@@ -28,6 +28,7 @@ RECIPES = {
     "abs_topk": {"arch": "abs_topk", "k": 5, "dead_after_tokens": 302},
     "batch_topk": {"arch": "batch_topk", "k": 5, "dead_after_tokens": 302, "clip_gradient": 1.0},
     "relu, steered": {"arch": "relu", "l1": 0.3, "dead_policy": "auxk", "target_l0": 20, "l1_relative": True},
+    "a token a batch": {"arch": "batch_topk", "k": 5, "batch_size": 1},
     "nested": {"arch": "nested_dictionary", "k": 5, "prefixes": [10, 70, 202], "dead_after_tokens": 302},
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def train(
     team = Team.gather_up(latent_shards, device)
     if team.shards > 1 and out is None:
         raise ValueError("A dictionary in parts is put together in a folder; give `out`.")
-    place = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and team.size > 1 else device)
+    place = torch.device(device)
     run = choose_engine(engine, config, place, data, team)(
         data, config, None if out is None else Path(out), place, select, logger, team
     )

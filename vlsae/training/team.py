@@ -66,6 +66,8 @@ class Team:
             )
         if size == 1:
             return cls()
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
             atexit.register(dist.destroy_process_group)

@@ -30,7 +30,7 @@ def nested_errors(
     bag = codes.numbers * groups + group
     starts = torch.searchsorted(bag, torch.arange(n * groups, device=y.device))
     parts = F.embedding_bag(codes.idx.long(), W, starts, mode="sum", per_sample_weights=codes.val)
-    xhat = team.over_latents(parts).view(n, groups, -1).cumsum(1) + bias
+    xhat = team.over_latents(parts).view(n, groups, len(bias)).cumsum(1) + bias
     error = xhat - y[:, None]
     each = scale[:, None] * weights
     loss = (each * error.square().sum(-1)).sum(dtype=torch.float64)
