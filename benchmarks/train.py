@@ -278,8 +278,7 @@ def main(argv: list[str]) -> None:
     print(f"\n{text}")
     if args.json:
         report = {"facts": facts, "arguments": vars(args) | {"json": None}, "rows": results, "targets": records}
-        args.json.write_text(json.dumps(report, indent=1) + "
-")
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
