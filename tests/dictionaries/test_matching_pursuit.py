@@ -113,6 +113,21 @@ def test_nonnegative_least_squares_is_scipys():
         assert np.allclose(nnls(D.T.numpy(), x.numpy())[0], code.numpy(), atol=1e-5)
 
 
+def test_nonnegative_codes_of_a_vector_do_not_depend_on_the_others():
+    """One matrix for all or one each, from any start, in any precision: a row is what it is alone."""
+    D, generator = _atoms(12, 16, 5), _generator(6)
+    target, gram = X @ D.T, D @ D.T
+    together = nonnegative_codes(target, gram)
+    alone = torch.cat([nonnegative_codes(row[None], gram) for row in target[:20]])
+    assert torch.equal(together[:20], alone)
+    assert torch.equal(nonnegative_codes(target, gram.expand(len(X), 12, 12)), together)
+    elsewhere = torch.rand(len(X), 12, generator=generator, dtype=torch.float64)
+    assert torch.allclose(nonnegative_codes(target, gram, elsewhere), together, atol=1e-5)
+    assert torch.allclose(nonnegative_codes(target.float(), gram.float()), together.float(), atol=1e-5)
+    assert nonnegative_codes(target.bfloat16(), gram.bfloat16()).dtype == torch.bfloat16
+    assert nonnegative_codes(target[:0], gram).shape == (0, 12)
+
+
 def test_gradient_pursuit_lies_between_matching_and_orthogonal_pursuit():
     """Each step's line search lowers the error; the full fit is the least possible for a support."""
     D = _atoms(64, 16, 6)
