@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlsae.dictionaries.switch import SwitchDictionary
 from vlsae.dictionaries.topk import TopKDictionary
@@ -107,8 +108,20 @@ def test_experts_find_planted_clusters_and_collapse_without_balance():
 
 
 def test_operations_are_those_of_the_matrix_products():
-    """Card 9, test 6: router 2dE, one expert 2dM, decoding 2kd; the encoder is 1/E of a dense one."""
-    assert SwitchDictionary(8, 24, k=2, experts=4).flops_per_token() == 2 * 8 * 4 + 2 * 8 * 6 + 2 * 2 * 8
+    """Card 9, test 6: router 2dE, one expert 2dM, decoding 2kd; the encoder is 1/E of a dense one.
+
+    Torch counts the products that encoding really makes: 2dE + 2dM a vector, whichever experts the vectors go to.
+    """
+    sae, dense = SwitchDictionary(8, 24, k=2, experts=4), TopKDictionary(8, 24, k=2)
+    assert sae.flops_per_token() == 2 * 8 * 4 + 2 * 8 * 6 + 2 * 2 * 8
+    counted = []
+    for dictionary in (sae, dense):
+        with FlopCounterMode(display=False) as counter:
+            dictionary.encode(X)
+        counted.append(counter.get_total_flops() / len(X))
+    assert len(sae.route(X).argmax(1).unique()) > 1
+    assert counted == [2 * 8 * 4 + 2 * 8 * 6, 2 * 8 * 24]
+    assert 4 * (counted[0] - 2 * 8 * 4) == counted[1]
 
 
 @pytest.mark.parametrize(("experts", "k", "message"), [(5, 1, "experts=5 must divide"), (4, 7, "k=7 must lie")])
