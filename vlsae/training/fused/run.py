@@ -33,6 +33,7 @@ def can_fuse(config: TrainConfig, device: torch.device, data) -> bool:
         and set(objective_names(config)) - {"auxk"} == TERMS.get(config.family)
         and config.dead_policy in ("auxk", "none")
         and not hasattr(data, "target")
+        and not config.option("sort_latents", False)
     )
 
 
