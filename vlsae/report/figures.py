@@ -53,7 +53,7 @@ def spread(wanted, gap: float, low: float, high: float) -> np.ndarray:
         wanted: `[n]`, any order; low, high: where the first and the last may be at the outermost.
 
     Example:
-        >>> spread([0.5, 0.5, 0.9], gap=0.1, low=0, high=1).tolist()
+        >>> spread([0.5, 0.5, 0.9], gap=0.1, low=0, high=1).round(2).tolist()
         [0.45, 0.55, 0.9]
     """
     wanted = np.asarray(wanted, float)
