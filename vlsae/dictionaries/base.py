@@ -108,6 +108,7 @@ class Dictionary(nn.Module):
 
     family: str
     trainable = True
+    made_by = ""  # how a family that is not trained is made, for the message of `train`
     objectives: tuple[str, ...] = ("reconstruction",)  # terms of the loss, by their names in vlsae.training.objectives
     dead_policy = "auxk"  # what training does about dead latents unless told otherwise
     unit_atoms = True  # whether training keeps every atom at unit norm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -42,6 +42,31 @@ def splice(
     return fn
 
 
+@torch.no_grad()
+def spliced_similarities(
+    model: Backbone, dictionary: Dictionary, images, labels: Sequence[int], class_names: Sequence[str],
+    templates: Sequence[str], replace: Sequence[str], site: str | None, batch_size: int, modes: Sequence[str],
+) -> Iterator[tuple[str, slice, Tensor]]:  # fmt: skip
+    """Mode, images and their cosines with the classes, `[b, classes]`, batch after batch; see `spliced_zero_shot`."""
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels were given; give one label an image.")
+    unknown = set(modes) - set(DEFINITIONS)
+    if unknown:
+        raise ValueError(f"Unknown mode {sorted(unknown)[0]!r}; use some of {', '.join(DEFINITIONS)}.")
+    classes = model.classifier(class_names, templates)
+    edit = partial(splice, dictionary, model.token_roles, replace)
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, min(start + batch_size, len(images)))
+        pixels = model.pixels([images[i] for i in range(rows.start, rows.stop)])
+        for mode in modes:
+            if mode == "original":
+                embedding = model.forward_image(pixels)
+            else:
+                with model.edit(dictionary_site(dictionary, site), edit(mode)):
+                    embedding = model.forward_image(pixels)
+            yield mode, rows, (F.normalize(embedding.float(), dim=-1) @ classes.T).cpu()
+
+
 def spliced_zero_shot(
     model: Backbone,
     dictionary: Dictionary,
@@ -75,26 +100,12 @@ def spliced_zero_shot(
     Raises:
         ValueError: for unequal numbers of images and labels, or an unknown mode.
     """
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels were given; give one label an image.")
-    unknown = set(modes) - set(DEFINITIONS)
-    if unknown:
-        raise ValueError(f"Unknown mode {sorted(unknown)[0]!r}; use some of {', '.join(DEFINITIONS)}.")
-    classes = model.classifier(class_names, templates)
     truth = torch.as_tensor(list(labels))
-    edit = partial(splice, dictionary, model.token_roles, replace)
     right = dict.fromkeys(modes, 0)
-    with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            pixels = model.pixels([images[i] for i in range(start, min(start + batch_size, len(images)))])
-            for mode in modes:
-                if mode == "original":
-                    embedding = model.forward_image(pixels)
-                else:
-                    with model.edit(dictionary_site(dictionary, site), edit(mode)):
-                        embedding = model.forward_image(pixels)
-                best = (F.normalize(embedding.float(), dim=-1) @ classes.T).argmax(-1).cpu()
-                right[mode] += int((best == truth[start : start + len(best)]).sum())
+    for mode, rows, similarity in spliced_similarities(
+        model, dictionary, images, labels, class_names, templates, replace, site, batch_size, modes
+    ):
+        right[mode] += int((similarity.argmax(-1) == truth[rows]).sum())
     return {
         mode: Metric(f"zero_shot_{mode}", right[mode] / len(images), len(images), DEFINITIONS[mode]) for mode in modes
     }

@@ -27,6 +27,7 @@ from vlsae.training.objectives import OBJECTIVES, Step, explained_variance
 from vlsae.training.objectives.base import Start
 from vlsae.training.recipe import objective_names
 from vlsae.training.resampling import resample
+from vlsae.training.sorting import sort_latents
 from vlsae.training.start import initial_bias, initial_dictionary, total_variance
 from vlsae.training.team import Team
 
@@ -171,6 +172,9 @@ class Run:
             fired = (self.at.z != 0).any(0) | self.at.dead
         else:
             fired = (self.at.z != 0).any(0)
+        if config.option("sort_latents", False):
+            order = sort_latents(self.dictionary, self.at.z, self.optimizer)
+            fired, self.silent = fired[order], self.silent[order]
         return self.finish_step(len(self.at.x), fired, self._measure)
 
     def step_weights(self) -> None:
