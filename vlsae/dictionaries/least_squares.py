@@ -7,7 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from vlsae.dictionaries.selection import in_threads
+from vlsae.threads import in_threads
 
 ENOUGH = 1e-7  # of a row's largest code: where no coordinate moves by more, a row is done
 LEAST = 1e-12  # what a squared norm is divided by at least, and the least size of a row's largest code

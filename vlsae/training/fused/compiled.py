@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlsae.dictionaries.selection import Rows
-from vlsae.dictionaries.selection_compiled import in_threads
+from vlsae.threads import in_threads
 from vlsae.training.fused import kernels
 from vlsae.training.fused.entries import Entries, Errors
 from vlsae.training.fused.run import SparseRun
