@@ -11,9 +11,7 @@ from pathlib import Path
 
 from peers import without
 from timing import facts_text, interleaved, judged, machine_facts, number, table, version, with_threads
-from train import PACKAGES, tokens
-
-PRODUCT = "encoder product, float32"
+from train import MM, PACKAGES, PRODUCT, quickest_product, tokens
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -77,7 +75,8 @@ def main(argv: list[str]) -> None:
     sae, x = trained(args)
     keys, out = sae.keys(), torch.empty(512, args.latents)
     calls = {
-        PRODUCT: lambda: [torch.mm(part, keys.T, out=out[: len(part)]) for part in x.split(512)] and None,
+        PRODUCT: quickest_product(x, keys),
+        MM: lambda: [torch.mm(part, keys.T, out=out[: len(part)]) for part in x.split(512)] and None,
         "ours, encode_sparse": lambda: sae.encode_sparse(x),
         "ours, encode_sparse, bf16 selection": lambda: sae.encode_sparse(x, "bfloat16"),
         "ours, encode (dense)": lambda: sae.encode(x) is None,

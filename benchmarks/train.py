@@ -30,6 +30,7 @@ BEST = {"batch_topk": 7.0, "nested_dictionary": 8.0, "relu": 5.0}  # wanted, tim
 OURS = {FUSED: ("fused", "float32"), BF16: ("fused", "bfloat16"),
         "ours, autograd": ("torch", "float32")}  # fmt: skip
 PRODUCT, ROUNDED = "encoder product, float32", "encoder product, bf16"
+MM = "encoder product, torch.mm"
 L0_RELU = 64
 
 
@@ -89,6 +90,34 @@ def our_step(args: argparse.Namespace, x, engine: str, selection: str, family: s
     return lambda: run.advance(x)
 
 
+def quickest_product(x, W) -> Callable[[], object]:
+    """The yardstick: the product of a batch by whichever float32 product takes least processor time here."""
+    import numpy as np
+    import torch
+
+    from vlsae.dictionaries.selection import has_quick_product, quick_product
+
+    rows = 256 if len(W) > 10_000 else 2048  # of which products take least time; all of them at these sizes
+    out, parts = torch.empty(rows, len(W)), x.split(rows)
+    ways = {
+        "torch.mm": lambda part: torch.mm(part, W.T, out=out[: len(part)]),
+        "numpy": lambda part: np.matmul(part.numpy(), W.numpy().T, out=out[: len(part)].numpy()),
+    }
+    if has_quick_product():
+        ways["oneDNN"] = lambda part: quick_product(part, W)
+    spent = dict.fromkeys(ways, float("inf"))
+    for name in [*ways] * 3:
+        start = time.process_time()
+        ways[name](parts[0])
+        spent[name] = min(spent[name], time.process_time() - start)
+    best = min(spent, key=spent.get)
+    print(
+        f"the quickest float32 product here is {best}'s: "
+        + ", ".join(f"{k} {1e3 * v:.0f} ms" for k, v in spent.items())
+    )
+    return lambda: [ways[best](part) for part in parts] and None
+
+
 def rows_of(args: argparse.Namespace, x) -> dict[str, Callable[[], Callable]]:
     """How every row of the table makes its step; says which peers are missing."""
     import torch
@@ -101,7 +130,7 @@ def rows_of(args: argparse.Namespace, x) -> dict[str, Callable[[], Callable]]:
         out = torch.empty(512, args.latents, dtype=a.dtype)
         return lambda: [torch.mm(part, b.T, out=out[: len(part)]) for part in a.split(512)] and None
 
-    rows = {PRODUCT: lambda: product(False), ROUNDED: lambda: product(True)}
+    rows = {MM: lambda: product(False), ROUNDED: lambda: product(True), PRODUCT: lambda: quickest_product(x, W)}
     for name, (engine, selection) in OURS.items():
         rows[name] = lambda e=engine, s=selection: our_step(args, x, e, s)
     if args.family != "topk":
@@ -113,7 +142,9 @@ def rows_of(args: argparse.Namespace, x) -> dict[str, Callable[[], Callable]]:
             print(f"left out, {package} is not installed: {name}")
         else:
             rows[name] = lambda make=make: make(x, args.latents, args.k)
-    wanted = [name for name in rows if not args.only or name == PRODUCT or any(text in name for text in args.only)]
+    wanted = [
+        name for name in rows if not args.only or name in (PRODUCT, ROUNDED) or any(text in name for text in args.only)
+    ]
     return {name: rows[name] for name in wanted}
 
 
@@ -163,37 +194,41 @@ def parts_of_step(args: argparse.Namespace, x) -> str:
     from vlsae.training.fused import compiled
 
     spent: dict[str, float] = {}
+    clock = time.process_time if args.threads == 1 else time.perf_counter
 
     def timed(function: Callable, name: Callable[..., str]) -> Callable:
         def call(*given, **options):
-            start = time.perf_counter()
+            start = clock()
             result = function(*given, **options)
             label = name(*given)
-            spent[label] = spent.get(label, 0.0) + time.perf_counter() - start
+            spent[label] = spent.get(label, 0.0) + clock() - start
             return result
 
         return call
 
-    lines, product, threads = [], torch.mm, selection_compiled.in_threads
-    for label, selection in (("float32", "float32"), ("bf16 selection", "bfloat16")):
-        step = our_step(args, x, "fused", selection)
+    from vlsae.dictionaries import selection
+
+    lines, product, quick, threads = [], torch.mm, selection.quick_product, selection_compiled.in_threads
+    for label, chosen in (("float32", "float32"), ("bf16 selection", "bfloat16")):
+        step = our_step(args, x, "fused", chosen)
         step()
         step()
         spent.clear()
         torch.mm = timed(product, lambda *_: "encoder product")
+        selection.quick_product = timed(quick, lambda *_: "encoder product")
         for module in (selection_compiled, compiled):
             module.in_threads = timed(threads, lambda kernel, *_: kernel.__name__)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(args.rounds):
             step()
-        whole = time.perf_counter() - start
-        torch.mm = product
+        whole = clock() - start
+        torch.mm, selection.quick_product = product, quick
         for module in (selection_compiled, compiled):
             module.in_threads = threads
         spent["everything else"] = whole - sum(spent.values())
         for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
             lines.append([f"{label}: {name}", number(1e3 * seconds / args.rounds), f"{seconds / whole:.1%}"])
-    return table(["", "wall ms", "share"], lines)
+    return table(["", "CPU ms" if args.threads == 1 else "wall ms", "share"], lines)
 
 
 def made(rows: dict[str, Callable[[], Callable]]) -> dict[str, Callable]:

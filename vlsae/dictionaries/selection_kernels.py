@@ -11,7 +11,7 @@ from numba import njit, types
 from numba.extending import overload
 
 FAST = {"contract", "reassoc", "nnan", "ninf", "nsz", "arcp"}
-GROUP = 64
+GROUP, LANES = 64, 16
 
 compiled = njit(fastmath=FAST, error_model="numpy", nogil=True, cache=True)
 
@@ -55,18 +55,31 @@ def nth_largest(a, n, k):
 
 
 @compiled
-def _group_maxima(row, bias, signed, maxima):
+def _score(row, bias, signed, j):
+    value = number(row[j]) + bias[j]
+    return abs(value) if signed else value
+
+
+@compiled
+def _group_maxima(row, bias, signed, lanes, maxima):
+    """The largest score of every group; whole groups by 16 maxima side by side, which become vector instructions."""
     n = row.shape[0]
-    for g in range(maxima.shape[0]):
-        top = np.float32(-3e38)
-        begin, end = g * GROUP, min(n, g * GROUP + GROUP)
-        if signed:
-            for j in range(begin, end):
-                top = max(top, abs(number(row[j]) + bias[j]))
-        else:
-            for j in range(begin, end):
-                top = max(top, number(row[j]) + bias[j])
+    for g in range(n // GROUP):
+        begin = g * GROUP
+        for lane in range(LANES):
+            j = begin + lane
+            low = max(_score(row, bias, signed, j), _score(row, bias, signed, j + LANES))
+            high = max(_score(row, bias, signed, j + 2 * LANES), _score(row, bias, signed, j + 3 * LANES))
+            lanes[lane] = max(low, high)
+        top = lanes[0]
+        for j in range(LANES):
+            top = max(top, lanes[j])
         maxima[g] = top
+    if n % GROUP:
+        top = np.float32(-3e38)
+        for j in range(n // GROUP * GROUP, n):
+            top = max(top, _score(row, bias, signed, j))
+        maxima[n // GROUP] = top
 
 
 @compiled
@@ -77,11 +90,15 @@ def candidates_of_rows(P, bias, k, signed, margin, relative, idx, val, count, lo
     """
     n, room = P.shape[1], idx.shape[1]
     groups = (n + GROUP - 1) // GROUP
-    maxima, work = np.empty(groups, np.float32), np.empty(max(groups, n), np.float32)
+    maxima, work, lanes = (
+        np.empty(groups, np.float32),
+        np.empty(max(groups, n), np.float32),
+        np.empty(LANES, np.float32),
+    )
     found, values = np.empty(n, np.int32), np.empty(n, np.float32)
     for r in range(lo, hi):
         row = P[r]
-        _group_maxima(row, bias, signed, maxima)
+        _group_maxima(row, bias, signed, lanes, maxima)
         bound = np.float32(-3e38)
         if k <= groups:
             work[:groups] = maxima
@@ -152,14 +169,13 @@ def rescore(X, W, bias, idx, val, count, lo, hi):
 def above(P, bias, bounds, idx, val, count, lo, hi):
     """Latents with a pre-activation above `bounds[row]`, in their order; `count` goes on beyond the room."""
     n, room = P.shape[1], idx.shape[1]
+    maxima, lanes = np.empty((n + GROUP - 1) // GROUP, np.float32), np.empty(LANES, np.float32)
     for r in range(lo, hi):
         row, bound, c = P[r], bounds[r], 0
-        for begin in range(0, n, GROUP):
-            end, top = min(n, begin + GROUP), np.float32(-3e38)
-            for j in range(begin, end):
-                top = max(top, number(row[j]) + bias[j])
-            if top > bound:
-                for j in range(begin, end):
+        _group_maxima(row, bias, False, lanes, maxima)
+        for g in range(maxima.shape[0]):
+            if maxima[g] > bound:
+                for j in range(g * GROUP, min(n, g * GROUP + GROUP)):
                     v = number(row[j]) + bias[j]
                     if v > bound:
                         if c < room:
