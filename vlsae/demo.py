@@ -179,7 +179,7 @@ def _localise_all(dictionary, bases, store, owner, seed) -> dict[str, Localisati
     random_directions = torch.nn.functional.normalize(torch.randn(store.d, dictionary.n_latents, generator=generator),
                                                       dim=0)  # fmt: skip
     views = {
-        "sae": (dictionary.encode, False),
+        "sae": (dictionary.encode_sparse, False),
         "neurons": (lambda v: v, True),
         "pca": (lambda v: (v - bases["pca"].b_dec) @ bases["pca"].W_enc, True),
         "random": (lambda v: v @ random_directions, True),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model
-from vlsae.dictionaries.base import Dictionary
+from vlsae.dictionaries.base import Codes, Dictionary
 from vlsae.images.decode import to_rgb
 from vlsae.images.sources import load_images
 
@@ -43,12 +43,17 @@ def latent_grids(
     wrong = [i for i in latents if not 0 <= i < dictionary.n_latents]
     if wrong:
         raise ValueError(f"Latent {wrong[0]} does not exist; this dictionary has 0 to {dictionary.n_latents - 1}.")
+    z = _patch_codes(model, dictionary, images, site).columns(latents).float().cpu()
+    return z.unflatten(0, (-1, *model.patch_grid)).permute(0, 3, 1, 2)
+
+
+def _patch_codes(model: Backbone, dictionary: Dictionary, images, site: str | None) -> Codes:
+    """Codes of all patches of the images, image after image."""
     tokens = model.tokens(images, dictionary_site(dictionary, site))
     if tokens.shape[1] != len(model.token_roles):
         raise ValueError("Heatmaps need a site of the vision tower with patch tokens.")
     patches = tokens[:, [i for i, role in enumerate(model.token_roles) if role == "patch"]]
-    z = dictionary.encode(patches.to(dictionary.W_dec.device))[..., list(latents)].float().cpu()
-    return z.transpose(1, 2).unflatten(2, model.patch_grid)
+    return dictionary.encode_sparse(patches.flatten(0, 1).to(dictionary.W_dec.device))
 
 
 def heatmap(
@@ -92,5 +97,5 @@ def heatmap(
 @torch.no_grad()
 def strongest_latents(model: Backbone, dictionary: Dictionary, image, n: int = 4, site: str | None = None) -> list[int]:
     """The `n` latents with the highest activation on any patch of an image, strongest first."""
-    peaks = latent_grids(model, dictionary, [image], site=site)[0].amax((1, 2))
+    peaks = _patch_codes(model, dictionary, [image], site).peaks()
     return peaks.topk(min(n, len(peaks))).indices.tolist()

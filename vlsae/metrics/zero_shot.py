@@ -33,7 +33,7 @@ def splice(
         if mode == "zeroed":
             new = torch.zeros_like(x)
         else:
-            xhat = dictionary(x.to(dictionary.W_dec.device)).to(x)
+            xhat = dictionary.reconstruct(x.to(dictionary.W_dec.device)).to(x)
             new = xhat + (x - xhat) if mode == "error_kept" else xhat
         out = tokens.clone()
         out[:, chosen] = new
