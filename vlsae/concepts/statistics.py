@@ -105,13 +105,17 @@ class LatentStatistics:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in AGGREGATORS:
             self.class_sums[name] = self.class_sums[name] + other.class_sums[name]
-        for values, ids in (("top_image_values", "top_images"), ("top_patch_values", "top_patches")):
-            mine, theirs = np.array(getattr(self, ids)), np.asarray(getattr(other, ids))
-            setattr(self, ids, mine)
-            setattr(self, values, np.array(getattr(self, values)))  # what `load` gives cannot be written to
-            mine, theirs = (part.reshape(*part.shape[:2], -1) for part in (mine, theirs))
-            at = np.nonzero(theirs[..., 0] >= 0)
-            kernels.keep_best(getattr(self, values), mine, at[0], getattr(other, values)[at], theirs[at])
+        for values_name, ids_name in (("top_image_values", "top_images"), ("top_patch_values", "top_patches")):
+            values, ids = (
+                np.array(getattr(self, values_name)),
+                np.array(getattr(self, ids_name)),
+            )  # loaded ones are fixed
+            others, other_ids = getattr(other, values_name), np.asarray(getattr(other, ids_name))
+            ids_of, other_ids = (part.reshape(*part.shape[:2], -1) for part in (ids, other_ids))
+            at = np.nonzero(other_ids[..., 0] >= 0)
+            kernels.keep_best(values, ids_of, at[0], others[at], other_ids[at])
+            setattr(self, values_name, values)
+            setattr(self, ids_name, ids)
         return self
 
     # ---- what follows from the sums ------------------------------------------------------------------------------
