@@ -148,9 +148,9 @@ def full(args: argparse.Namespace, stages: Stages, out: Path) -> dict:
         for clock in (stages.cpu, stages.wall):
             clock[stage, MODEL] += images * seconds
     print(
-        f"{store.n_images} images, {len(store):,} tokens; the ViT-B/16 (random weights) took {seconds:.3f} s an image, measured"
+        f"{store.n_images} images, {len(store):,} synthetic tokens; the ViT-B/16 (random weights) took {seconds:.3f} s"
     )
-    print(f"on {args.probe} images; its times below are that times the number of images, tokens are synthetic\n")
+    print(f"an image, measured on {args.probe}: times of the model below are that times the number of images\n")
     return streams(args, sae, store)
 
 
@@ -188,11 +188,7 @@ def streams(args: argparse.Namespace, sae, store) -> dict:
 
 def report_table(stages: Stages) -> list[dict]:
     """Print a row a stage and return them; what a stage adds beyond model, product and optimiser is judged."""
-    whole = (
-        sum(stages.cpu.values())
-        - stages.total("outside")
-        - sum(stages.cpu[key] for key in list(stages.cpu) if key[1] == COMPILE)
-    )
+    whole = sum(seconds for (stage, part), seconds in stages.cpu.items() if stage != "outside" and part != COMPILE)
     rows, lines = [], []
     for name in (n for n in stages.names() if n != "outside"):
         parts = {part: stages.cpu.get((name, part), 0.0) for part in PARTS}
@@ -202,13 +198,14 @@ def report_table(stages: Stages) -> list[dict]:
                      "own_share": own / whole, **parts})  # fmt: skip
         verdict = "" if own / whole <= ALLOWED else "MISS: > 10 %"
         lines.append([name, number(total), number(stages.total(name, "wall")), f"{total / whole:.1%}",
-                      *(number(parts[p]) for p in PARTS), "free" if name in FREE else f"{own / whole:.1%}", verdict])  # fmt: skip
+                      *(number(parts[p]) for p in PARTS), "free" if name in FREE else f"{own / whole:.1%}",
+                      verdict])  # fmt: skip
     print(table(["stage", "CPU s", "wall s", "share", *PARTS, "own share", ""], lines))
     print(
-        f"\n{whole:.1f} s of processor time without compiling. Columns {MODEL} to {REST} are processor seconds within the stage;"
+        f"\n{whole:.1f} s of processor time without compiling, which happens once an installation and is in no share."
     )
     print(
-        "own share: choosing codes and the rest, of the whole. Compiling happens once an installation and is in no share."
+        f"Columns {MODEL} to {REST}: processor seconds within the stage; own share: {CHOICE} and {REST}, of the whole."
     )
     return rows
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
+from vlsae.backbones.site import Site
 from vlsae.dictionaries.base import Dictionary
 from vlsae.heatmaps.maps import dictionary_site
 from vlsae.metrics.result import Metric
@@ -54,6 +55,7 @@ def spliced_zero_shot(
     site: str | None = None,
     batch_size: int = 64,
     modes: Sequence[str] = tuple(DEFINITIONS),
+    baselines: Mapping[str, Dictionary] | None = None,
 ) -> dict[str, Metric]:
     """Zero-shot accuracy: original, with the reconstruction, with reconstruction and error, with zeros.
 
@@ -66,8 +68,9 @@ def spliced_zero_shot(
         templates: prompts with one `{}`.
         replace: roles of the tokens that are replaced; those the dictionary was trained on.
         site: where; the dictionary's own where None.
-        batch_size: images a forward pass.
+        batch_size: images a forward pass, counting every mode's.
         modes: which of "original", "spliced", "error_kept" and "zeroed" to measure.
+        baselines: other dictionaries of the same site, whose accuracies stand beside the spliced one.
 
     Returns:
         A metric a mode.
@@ -80,21 +83,52 @@ def spliced_zero_shot(
     unknown = set(modes) - set(DEFINITIONS)
     if unknown:
         raise ValueError(f"Unknown mode {sorted(unknown)[0]!r}; use some of {', '.join(DEFINITIONS)}.")
-    classes = model.classifier(class_names, templates)
-    truth = torch.as_tensor(list(labels))
-    edit = partial(splice, dictionary, model.token_roles, replace)
-    right = dict.fromkeys(modes, 0)
-    with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            pixels = model.pixels([images[i] for i in range(start, min(start + batch_size, len(images)))])
-            for mode in modes:
-                if mode == "original":
-                    embedding = model.forward_image(pixels)
-                else:
-                    with model.edit(dictionary_site(dictionary, site), edit(mode)):
-                        embedding = model.forward_image(pixels)
-                best = (F.normalize(embedding.float(), dim=-1) @ classes.T).argmax(-1).cpu()
-                right[mode] += int((best == truth[start : start + len(best)]).sum())
+    edit = partial(splice, roles=model.token_roles, replace=replace)
+    edits = {mode: _same if mode == "original" else edit(dictionary, mode=mode) for mode in modes}
+    others = {name: edit(other, mode="spliced") for name, other in (baselines or {}).items()}
+    found = edited_zero_shot(
+        model, images, labels, model.classifier(class_names, templates), dictionary_site(dictionary, site),
+        [*edits.values(), *others.values()], batch_size,
+    )  # fmt: skip
+    beside = dict(zip(others, found[len(edits) :], strict=True))
     return {
-        mode: Metric(f"zero_shot_{mode}", right[mode] / len(images), len(images), DEFINITIONS[mode]) for mode in modes
-    }
+        mode: Metric(f"zero_shot_{mode}", value, len(images), DEFINITIONS[mode], baselines=beside if mode == "spliced" else {})
+        for mode, value in zip(edits, found)
+    }  # fmt: skip
+
+
+def _same(tokens: Tensor) -> Tensor:
+    return tokens
+
+
+@torch.no_grad()
+def edited_zero_shot(
+    model: Backbone, images, labels: Sequence[int], classes: Tensor, site: str, edits: Sequence[Callable], batch_size: int = 64
+) -> list[float]:  # fmt: skip
+    """Zero-shot accuracy under each of several edits of one site.
+
+    At a site that carries whole tokens, the blocks before it are computed once for all edits.
+
+    Args:
+        model: the backbone.
+        images: sequence of images or scenes; labels: right class of each.
+        classes: unit class embeddings `[C, e]`.
+        site: what is edited.
+        edits: functions of `[B, T, d]`, as for `model.edit`.
+        batch_size: images a forward pass, counting every edit's.
+
+    Returns:
+        Share of images whose most probable class is right, one an edit.
+    """
+    truth, right = torch.as_tensor(list(labels)), torch.zeros(len(edits), dtype=torch.long)
+    passes = [edits] if Site.parse(site).is_whole else [[edit] for edit in edits]
+    size = max(1, batch_size // len(passes[0]))
+    for start in range(0, len(images), size):
+        pixels = model.pixels([images[i] for i in range(start, min(start + size, len(images)))])
+        best = []
+        for together in passes:
+            with model.edit(site, lambda tokens, fns=together: torch.cat([fn(tokens) for fn in fns])):
+                embedding = model.forward_image(pixels)
+            best.append((F.normalize(embedding.float(), dim=-1) @ classes.T).argmax(-1).cpu())
+        right += (torch.cat(best).view(len(edits), -1) == truth[start : start + size]).sum(1)
+    return (right / len(images)).tolist()
