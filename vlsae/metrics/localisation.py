@@ -37,7 +37,7 @@ def auroc(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     """Mean precision over the true rows in order of falling score; rows with equal scores enter together."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     hits = np.cumsum(truth[order])
     last_of_tie = np.append(np.diff(scores[order]) != 0, True)
     hits, seen = hits[last_of_tie], (np.arange(len(order)) + 1)[last_of_tie]
@@ -46,7 +46,7 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 
 def best_iou(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """Largest intersection over union of `scores >= t` with the truth, and the threshold `t`."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     hits = np.cumsum(truth[order])
     iou = hits / (np.arange(len(order)) + 1 + truth.sum() - hits)
     iou = np.where(np.append(np.diff(scores[order]) != 0, True), iou, 0.0)

@@ -131,4 +131,4 @@ def edited_zero_shot(
                 embedding = model.forward_image(pixels)
             best.append((F.normalize(embedding.float(), dim=-1) @ classes.T).argmax(-1).cpu())
         right += (torch.cat(best).view(len(edits), -1) == truth[start : start + size]).sum(1)
-    return (right / len(images)).tolist()
+    return [int(n) / len(images) for n in right]
