@@ -159,7 +159,7 @@ def streams(args: argparse.Namespace, sae, store) -> dict:
     from types import SimpleNamespace
 
     import vlsae
-    from vlsae.heatmaps.maps import _grids
+    from vlsae.heatmaps import stored_grids
 
     x = store.images(0, 16)
     part = SimpleNamespace(d=store.d, n_images=16, labels=[i % 4 for i in range(16)], class_names=list("abcd"),
@@ -167,8 +167,8 @@ def streams(args: argparse.Namespace, sae, store) -> dict:
     latents, flat = range(24), x.flatten(0, 1)
 
     def heatmaps():
-        grids = _grids(sae.encode_sparse(flat), latents, (14, 14)).numpy()
-        return [store.geometry.to_image(grids[i, i], (224, 224)) for i in range(len(grids))]
+        grids = stored_grids(store, sae, range(16), latents).numpy()
+        return [store.geometry.to_image(grid[0], (224, 224)) for grid in grids]
 
     calls = {
         "encode_sparse alone": lambda: sae.encode_sparse(flat),

@@ -118,6 +118,7 @@ def draw(args: argparse.Namespace, rows: list[dict], path: Path) -> None:
     """A panel for each axis (columns) and kind (rows): points, and dashed the slope that theory expects."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes_names = list(args.grid)
     fig = Figure(figsize=(3.6 * len(axes_names), 7.2), dpi=130, layout="constrained")
@@ -137,6 +138,8 @@ def draw(args: argparse.Namespace, rows: list[dict], path: Path) -> None:
         panel.loglog(x, centre[1] * (x / centre[0]) ** row["expected"], "--", color=colour, linewidth=1.1, alpha=0.8)
         panel.set_xticks(x, [f"{int(v):,}" for v in x], fontsize=8)
         panel.minorticks_off()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
         panel.grid(color="#e6eaee", linewidth=0.7)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_xlabel({"tokens": "tokens a batch", "k": "active latents a token, k"}.get(row["axis"], row["axis"]))
