@@ -86,8 +86,8 @@ class LatentStatistics:
         kernels.keep_best(self.top_patch_values, self.top_patches, latents, values, numbers)
         pairs = _per_image(rows, latents, values, n_tokens, self.n_latents, self.tau)
         self.image_count += np.bincount(pairs["latent"][pairs["max"] > 0], minlength=self.n_latents)
-        numbers = (pairs["image"] + first_image)[:, None]
-        kernels.keep_best(self.top_image_values, self.top_images[..., None], pairs["latent"], pairs["mean"], numbers)
+        numbers, kept = (pairs["image"] + first_image)[:, None], self.top_images.reshape(*self.top_images.shape, 1)
+        kernels.keep_best(self.top_image_values, kept, pairs["latent"], pairs["mean"], numbers)
         if labels is not None and self.n_classes:
             label = labels[pairs["image"]].astype(np.int64)
             known = label >= 0

@@ -9,14 +9,26 @@ compiled = njit(nogil=True, cache=True)
 
 
 @compiled
+def _bin_of(value, edges):
+    """The bin whose lower edge is the last at or below a value; the outermost bins take what lies beyond them."""
+    low, high = 0, len(edges) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if edges[middle] <= value:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@compiled
 def count_codes(latents, values, edges, token_count, value_sum, histogram):
     """Add every code to its latent's count, sum and histogram; values outside the edges go to the outermost bins."""
-    last = histogram.shape[1] - 1
     for e in range(len(latents)):
         latent, value = latents[e], np.float64(values[e])
         token_count[latent] += 1
         value_sum[latent] += value
-        histogram[latent, min(max(np.searchsorted(edges, value, side="right") - 1, 0), last)] += 1
+        histogram[latent, _bin_of(value, edges)] += 1
 
 
 @compiled
@@ -94,6 +106,8 @@ def keep_best(best, best_ids, latents, values, ids):
             continue
         for j in range(n_top - 1, place, -1):
             best[row, j] = best[row, j - 1]
-            best_ids[row, j] = best_ids[row, j - 1]
+            for c in range(ids.shape[1]):
+                best_ids[row, j, c] = best_ids[row, j - 1, c]
         best[row, place] = value
-        best_ids[row, place] = ids[e]
+        for c in range(ids.shape[1]):
+            best_ids[row, place, c] = ids[e, c]
