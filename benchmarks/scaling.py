@@ -47,13 +47,14 @@ def expected_mb(job: str, d: int, at: dict) -> float:
     """Theory of the memory, beyond libraries, inputs and (encoding) the weights.
 
     Training: two matrices and two moments of each, a block of pre-activations, three arrays like the tokens (centred,
-    residual, gradient) and some 40 bytes an active code. Encoding: the block and 28 bytes a code, 8 of room for it.
+    residual, gradient) and some 40 bytes an active code. Encoding: the block, the centred tokens and what the look for
+    values that are not finite leaves with the allocator, 28 bytes a code and 8 of room for it.
     """
     from vlsae.dictionaries.selection import CHUNK, LEAST
 
     n, tokens, codes = at["latents"], at["tokens"], at["tokens"] * at["k"]
     block = 4 * n * min(tokens, max(LEAST, CHUNK // n))
-    arrays = 24 * n * d + 3 * 4 * tokens * d + 40 * codes if job == "train" else 4 * tokens * d + 36 * codes
+    arrays = 24 * n * d + 3 * 4 * tokens * d + 40 * codes if job == "train" else 8 * tokens * d + 36 * codes
     return (block + arrays) / 2**20
 
 
@@ -93,7 +94,7 @@ def slope(xs: list[float], ys: list[float]) -> float:
     """Of the least-squares line through logarithms."""
     import numpy as np
 
-    return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
+    return round(float(np.polyfit(np.log(xs), np.log(ys), 1)[0]), 4) + 0.0  # no negative zero
 
 
 def judged(args: argparse.Namespace, points: dict) -> list[dict]:
@@ -107,15 +108,18 @@ def judged(args: argparse.Namespace, points: dict) -> list[dict]:
                 found = [points[short, axis, size] for size in sizes]
                 key = "mb" if kind == "memory" else "wall_s" if axis == "threads" else "cpu_s"
                 ys = [point[key] for point in found]
-                theory = [expected_mb(short, args.d, {**BASE, axis: size}) for size in sizes]
-                expected = slope(sizes, theory) if kind == "memory" else TIME[axis]
-                rows.append({"job": job, "kind": kind, "axis": axis, "sizes": sizes, "values": ys, "measured": slope(sizes, ys),
-                             "expected": expected})  # fmt: skip
+                if kind == "memory":
+                    theory = [expected_mb(short, args.d, {**BASE, axis: size}) for size in sizes]
+                else:  # through the middle of the points
+                    middle = [statistics.geometric_mean(values) for values in (sizes, ys)]
+                    theory = [middle[1] * (size / middle[0]) ** TIME[axis] for size in sizes]
+                rows.append({"job": job, "kind": kind, "axis": axis, "sizes": sizes, "values": ys, "theory": theory,
+                             "measured": slope(sizes, ys), "expected": slope(sizes, theory)})  # fmt: skip
     return rows
 
 
 def draw(args: argparse.Namespace, rows: list[dict], path: Path) -> None:
-    """A panel for each axis (columns) and kind (rows): points, and dashed the slope that theory expects."""
+    """A panel for each axis (columns) and kind (rows): points, and dashed what theory expects."""
     import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
@@ -131,11 +135,10 @@ def draw(args: argparse.Namespace, rows: list[dict], path: Path) -> None:
         panel = panels[("time", "memory").index(row["kind"]), column]
         panel.set_visible(True)
         colour, marker = styles[row["job"]]
-        x, y = np.array(row["sizes"], float), np.array(row["values"])
-        panel.loglog(x, y, marker=marker, color=colour, linewidth=1.8,
+        x = np.array(row["sizes"], float)
+        panel.loglog(x, row["values"], marker=marker, color=colour, linewidth=1.8,
                      label=f"{row['job']}: {row['measured']:+.2f} (theory {row['expected']:+.2f})")  # fmt: skip
-        centre = np.exp(np.log(x).mean()), np.exp(np.log(y).mean())
-        panel.loglog(x, centre[1] * (x / centre[0]) ** row["expected"], "--", color=colour, linewidth=1.1, alpha=0.8)
+        panel.loglog(x, row["theory"], "--", color=colour, linewidth=1.1, alpha=0.8)
         panel.set_xticks(x, [f"{int(v):,}" for v in x], fontsize=8)
         panel.minorticks_off()
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
