@@ -13,6 +13,7 @@ from vlsae.concepts.statistics import latent_statistics
 from vlsae.dictionaries import DICTIONARIES, selection
 from vlsae.heatmaps.maps import latent_grids, stored_grids, strongest_latents
 from vlsae.metrics import localise, reconstruction, shrinkage, spliced_zero_shot
+from vlsae.training import train
 from vlsae.world import scenes
 
 FAMILIES = ("topk", "batch_topk", "abs_topk", "nested_dictionary", "relu")
@@ -71,6 +72,18 @@ def test_codes_and_scores(sae, store, watched):
 
 def test_statistics(sae, store, watched):
     watched(lambda: latent_statistics(sae, store, n_top=2, progress=False), len(store))
+
+
+@pytest.mark.parametrize("family", FAMILIES[:-1])  # half of all codes of an untrained ReLU dictionary are active
+def test_training(family, store, watched):
+    """Three steps of the fused engine with all tokens as one batch; most latents are dead, so that AuxK works too."""
+    x = store.images(0, IMAGES).flatten(0, 1)
+    options = {"n_latents": N, "k": K, "steps": 3, "batch_size": len(x), "engine": "fused", "progress": False,
+               "dead_after_tokens": 1, "aux_k": 32}  # fmt: skip
+    train(
+        x[:64], family, **{**options, "n_latents": 256}
+    )  # what loading compiled code allocates is no memory of a step
+    watched(lambda: train(x, family, **options), len(x))
 
 
 def test_heatmaps(sae, tiny, store, watched):
