@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vlsae.dictionaries.base import Codes
 
+COLUMNS = 64  # ranked at a time: sorting needs several times their size
+
 
 def auroc(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of every column: the chance that a true row outscores a false one, ties half.
@@ -31,8 +33,15 @@ def auroc(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     n_true, n_false = int(truth.sum()), int((~truth).sum())
     if n_true == 0 or n_false == 0:
         return np.full(scores.shape[1:], np.nan)[()]
-    ranks = rankdata(scores, axis=0)
-    return ((ranks[truth].sum(0) - n_true * (n_true + 1) / 2) / (n_true * n_false))[()]
+    columns = scores.reshape(len(scores), -1).T
+    ranks = np.array([_ranks_among(column[truth], column).sum() for column in columns]).reshape(scores.shape[1:])
+    return ((ranks - n_true * (n_true + 1) / 2) / (n_true * n_false))[()]
+
+
+def _ranks_among(some: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Ranks of some of the scores among all of them, equal ones sharing their mean rank."""
+    ordered = np.sort(scores)
+    return (np.searchsorted(ordered, some, "left") + np.searchsorted(ordered, some, "right") + 1) / 2
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -94,7 +103,9 @@ def _rank_sums(scores: np.ndarray | Codes) -> Callable[[np.ndarray], np.ndarray]
     Of sparse codes only the active ones are sorted: all zeros of a column have one rank, between the two signs.
     """
     if not isinstance(scores, Codes):
-        ranks = rankdata(scores, axis=0).astype(np.float32)
+        ranks = np.empty(scores.shape, np.float32)
+        for i in range(0, scores.shape[1], COLUMNS):
+            ranks[:, i : i + COLUMNS] = rankdata(np.ascontiguousarray(scores[:, i : i + COLUMNS].T), axis=1).T
         return lambda chosen: ranks[chosen].sum(0, dtype=np.float64)
     n = scores.n_latents
     rows, latents, values = (part.cpu().numpy() for part in (scores.rows, scores.latents, scores.values))
