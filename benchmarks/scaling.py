@@ -30,7 +30,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="timed calls a point, of which the median counts")
     parser.add_argument("--quick", action="store_true", help="d = 192 and few sizes: does it still run?")
     for name, sizes in GRID.items():
-        parser.add_argument(f"--{name}", type=int, nargs="+", default=None, help=f"default {' '.join(map(str, sizes))}")
+        told = f"default {' '.join(map(str, sizes))}; a single one is kept throughout"
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=None, help=told)
     parser.add_argument("--figure", type=Path, help="a PNG with a panel for each axis and kind")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--date", default=datetime.date.today().isoformat())
@@ -40,6 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args.d, args.rounds = 192, 2
     chosen = {name: getattr(args, name) or (QUICK if args.quick else GRID)[name] for name in GRID}
     args.grid = {name: sizes for name, sizes in chosen.items() if len(sizes) > 1}
+    args.base = BASE | {name: getattr(args, name)[0] for name in GRID if len(getattr(args, name) or ()) == 1}
     return args
 
 
@@ -109,7 +111,7 @@ def judged(args: argparse.Namespace, points: dict) -> list[dict]:
                 key = "mb" if kind == "memory" else "wall_s" if axis == "threads" else "cpu_s"
                 ys = [point[key] for point in found]
                 if kind == "memory":
-                    theory = [expected_mb(short, args.d, {**BASE, axis: size}) for size in sizes]
+                    theory = [expected_mb(short, args.d, {**args.base, axis: size}) for size in sizes]
                 else:  # through the middle of the points
                     middle = [statistics.geometric_mean(values) for values in (sizes, ys)]
                     theory = [middle[1] * (size / middle[0]) ** TIME[axis] for size in sizes]
@@ -151,9 +153,9 @@ def draw(args: argparse.Namespace, rows: list[dict], path: Path) -> None:
             panel.set_ylabel("processor time a call, s" if row["kind"] == "time" else "peak memory, MB")
         if row["axis"] == "threads":
             panel.set_title("wall time", fontsize=9)
-    fixed = ", ".join(f"{name} {BASE[name]:,}" for name in BASE)
-    fig.suptitle(f"TopK, d = {args.d}; where not varied: {fixed}. Median of n = {args.rounds} calls a point; dashed: theory",
-                 fontsize=11)  # fmt: skip
+    fixed = ", ".join(f"{name} {size:,}" for name, size in args.base.items())
+    fig.suptitle(f"TopK, d = {args.d}; median of n = {args.rounds} calls a point; dashed: theory\nwhere not varied: {fixed}",
+                 fontsize=10)  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path)
 
@@ -170,7 +172,7 @@ def main(argv: list[str]) -> None:
     for axis, sizes in args.grid.items():
         for size in sizes:
             for short in JOBS.values():
-                at = {**BASE, axis: size, "job": short}
+                at = {**args.base, axis: size, "job": short}
                 key = json.dumps(at)
                 if key not in known:
                     command = [sys.executable, __file__, *argv, "--point", key]
@@ -188,7 +190,7 @@ def main(argv: list[str]) -> None:
         for r in rows
     ]  # fmt: skip
     print(table(["TopK", "against", "range", "first", "last", "slope", "theory", ""], lines))
-    fixed = ", ".join(f"{name} {size:,}" for name, size in BASE.items())
+    fixed = ", ".join(f"{name} {size:,}" for name, size in args.base.items())
     print(
         f"\nd = {args.d}; where not varied: {fixed}. Time: processor seconds (threads: wall), median of {args.rounds} calls."
     )
@@ -196,7 +198,7 @@ def main(argv: list[str]) -> None:
     if args.figure:
         draw(args, rows, args.figure)
     if args.json:
-        result = {"facts": facts, "d": args.d, "base": BASE, "points": known, "slopes": rows}
+        result = {"facts": facts, "d": args.d, "base": args.base, "points": known, "slopes": rows}
         args.json.write_text(json.dumps(result, indent=1))
 
 
