@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peers import without
-from timing import facts_text, interleaved, machine_facts, number, table, version, with_threads
+from timing import facts_text, interleaved, judged, machine_facts, number, table, version, with_threads
 from train import PACKAGES, tokens
 
 PRODUCT = "encoder product, float32"
@@ -101,13 +101,25 @@ def main(argv: list[str]) -> None:
     for name, timing in timings.items():
         ratio, faster = timing.ratio(timings[PRODUCT]), None if best is None else timings[best].ratio(timing)
         results[name] = {"wall_s": timing.wall, "cpu_s": timing.cpu, "x_product": ratio, "best_peer_x": faster}
+        by_cpu = timing.ratio(timings[PRODUCT], "cpu")
+        faster_cpu = None if best is None else timings[best].ratio(timing, "cpu")
         wall = timing.median()
-        lines.append([name, number(1e3 * wall), number(args.batch / wall), number(ratio), number(faster)])
-    print(table(["", "wall ms", "tokens/s", "x product", "faster than best peer"], lines))
+        lines.append([name, number(1e3 * wall), number(args.batch / wall), number(ratio), number(by_cpu),
+                      number(faster), number(faster_cpu)])  # fmt: skip
+    print(table(["", "wall ms", "tokens/s", "x product", "(CPU)", "best peer / it", "(CPU)"], lines))
+    ours, low = timings["ours, encode_sparse"], timings["ours, encode_sparse, bf16 selection"]
+    peer = timings.get(best, None)
+    wanted = [
+        ("ours, encode_sparse / product", "<=", 1.3, *(ours.ratio(timings[PRODUCT], c) for c in ("wall", "cpu"))),
+        (f"best peer ({best}) / ours, bf16 selection", ">=", 2.2,
+         *((None, None) if peer is None else (peer.ratio(low, c) for c in ("wall", "cpu")))),
+        ("rows with the same support under bf16 selection", ">=", 0.999, same, None),
+    ]  # fmt: skip
+    text, records = judged(wanted, args.threads)
+    print(f"\n{text}")
     if args.json:
-        args.json.write_text(
-            json.dumps({"facts": facts, "arguments": vars(args) | {"json": None}, "rows": results}, indent=1)
-        )
+        report = {"facts": facts, "arguments": vars(args) | {"json": None}, "rows": results, "targets": records}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,57 @@ def overcomplete_batch_topk(x: torch.Tensor, n: int, k: int) -> Callable[[], flo
     return _overcomplete(x, lambda library: library.BatchTopKSAE(x.shape[1], n, top_k=k * len(x)))
 
 
+def overcomplete_relu(x: torch.Tensor, n: int, k: int) -> Callable[[], float]:
+    """Without its L1 term, which would cost a little more."""
+    return _overcomplete(x, lambda library: library.SAE(x.shape[1], n))
+
+
+def _sae_lens(x: torch.Tensor, n: int, name: str, **options) -> Callable[[], float]:
+    """The body of SAELens' `SAETrainer._train_step`, without its logging and schedules."""
+    import sae_lens
+    from sae_lens.saes.sae import TrainStepInput
+
+    torch.manual_seed(0)
+    config = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=x.shape[1], d_sae=n, **options)
+    sae = getattr(sae_lens, f"{name}TrainingSAE")(config)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=LR)
+    coefficients = {"l1": 0.1} if name == "Standard" else {}
+    silent, frequency = torch.zeros(n), torch.zeros(n)
+
+    def step() -> float:
+        given = TrainStepInput(x, coefficients, silent > 1000, 1, False)
+        out = sae.training_forward_pass(given)
+        with torch.no_grad():
+            fires = out.feature_acts.bool().float()
+            silent.add_(1)
+            silent[fires.sum(0).bool()] = 0
+            frequency.add_(fires.sum(0))
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return out.loss.item()
+
+    return step
+
+
+def sae_lens_topk(x, n, k):
+    return _sae_lens(x, n, "TopK", k=k, use_sparse_activations=False)
+
+
+def sae_lens_batch_topk(x, n, k):
+    return _sae_lens(x, n, "BatchTopK", k=k, use_sparse_activations=False)
+
+
+def sae_lens_nested(x, n, k):
+    widths = [n // share for share in (16, 8, 4, 2, 1)]
+    return _sae_lens(x, n, "MatryoshkaBatchTopK", k=k, matryoshka_widths=widths, use_sparse_activations=False)
+
+
+def sae_lens_relu(x, n, k):
+    return _sae_lens(x, n, "Standard", l1_coefficient=0.1)
+
+
 def _dictionary_learning(x: torch.Tensor, n: int, module: str, trainer: str, **options) -> Callable[[], float]:
     """dictionary_learning's own trainer."""
     without("datasets", "nnsight", "wandb", "zstandard", "circuitsvis")
@@ -127,11 +178,20 @@ PEERS = {  # family -> row -> (distribution, how to make a step)
         "sparsify": ("eai-sparsify", sparsify_topk),
         "overcomplete": ("overcomplete", overcomplete_topk),
         "dictionary_learning": ("dictionary-learning", dictionary_learning_topk),
+        "sae-lens": ("sae-lens", sae_lens_topk),
     },
     "batch_topk": {
         "overcomplete": ("overcomplete", overcomplete_batch_topk),
         "dictionary_learning": ("dictionary-learning", dictionary_learning_batch_topk),
+        "sae-lens": ("sae-lens", sae_lens_batch_topk),
     },
-    "nested_dictionary": {"dictionary_learning": ("dictionary-learning", dictionary_learning_nested)},
-    "relu": {"dictionary_learning": ("dictionary-learning", dictionary_learning_relu)},
+    "nested_dictionary": {
+        "dictionary_learning": ("dictionary-learning", dictionary_learning_nested),
+        "sae-lens": ("sae-lens", sae_lens_nested),
+    },
+    "relu": {
+        "overcomplete": ("overcomplete", overcomplete_relu),
+        "dictionary_learning": ("dictionary-learning", dictionary_learning_relu),
+        "sae-lens": ("sae-lens", sae_lens_relu),
+    },
 }

@@ -149,6 +149,26 @@ def facts_text(facts: dict) -> str:
     )
 
 
+def judged(
+    wanted: Sequence[tuple[str, str, float, float | None, float | None]], threads: int
+) -> tuple[str, list[dict]]:
+    """What was asked for beside what was measured, as a table and as records.
+
+    Args:
+        wanted: what; "<=" or ">="; the bound; the measured figure by the wall clock, by processor time.
+        threads: with one, processor time decides, since others' work hardly changes it; with more, the wall clock.
+    """
+    lines, records = [], []
+    for what, sign, bound, wall, cpu in wanted:
+        measured = cpu if threads == 1 and cpu is not None else wall
+        if measured is None:
+            continue
+        met = measured <= bound if sign == "<=" else measured >= bound
+        records.append({"what": what, "wanted": f"{sign} {bound:g}", "wall": wall, "cpu": cpu, "met": met})
+        lines.append([what, f"{sign} {bound:g}", number(wall), number(cpu), "pass" if met else "MISS"])
+    return table(["", "wanted", "wall", "CPU", ""], lines), records
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A figure with as many digits as it deserves; a dash for None."""
     if value is None:

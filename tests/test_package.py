@@ -11,9 +11,9 @@ import pytest
 import vlsae
 
 ROOT = Path(vlsae.__file__).parent
-FLOW = ["registry", "atomic", "images", "world", "backbones", "activations", "dictionaries", "training", "splice", "concepts",
-        "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo_words", "demo",
-        "evaluate", "cli"]  # fmt: skip
+FLOW = ["registry", "atomic", "threads", "images", "world", "backbones", "activations", "dictionaries", "training",
+        "splice", "concepts", "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo_words",
+        "demo", "evaluate", "cli"]  # fmt: skip
 
 
 def _room(module: str) -> str:

@@ -8,6 +8,7 @@ from scipy.optimize import nnls
 
 from vlsae.dictionaries import load_dictionary
 from vlsae.dictionaries.archetypal import ArchetypalDictionary
+from vlsae.metrics.geometry import out_of_data
 from vlsae.metrics.matching import stability
 from vlsae.training import train
 
@@ -83,6 +84,25 @@ def test_mixtures_follow_the_data_lipschitz():
     assert torch.linalg.matrix_rank(W @ low) <= 3
 
 
+def test_distance_from_orthonormal_data_is_read_from_the_mixture():
+    """Proposition F.4: over orthonormal points, `OOD(D_i) = 1 - max_j W_ij / ||W_i|| <= 1 - max_j W_ij`; 0 if one-hot."""
+    points = torch.linalg.qr(torch.randn(8, 8, generator=_generator(1)))[0][:6]
+    sae = ArchetypalDictionary(8, 10, k=2, candidates=6, delta=0.0)
+    with torch.no_grad():
+        sae.candidates.copy_(points)
+        sae.relaxation.zero_()
+        sae.log_scale.fill_(0.7)  # lengths do not matter
+        sae.mixture.copy_(torch.rand(10, 6, generator=_generator(2)).square())
+        sae.constrain()
+    top, norms = sae.mixture.max(1).values, sae.mixture.norm(dim=1)
+    for i, atom in enumerate(sae.atoms):
+        assert out_of_data(atom[None], points) == pytest.approx(1 - (top[i] / norms[i]).item(), abs=1e-6)
+        assert out_of_data(atom[None], points) <= 1 - top[i].item() + 1e-6
+    with torch.no_grad():
+        sae.mixture.copy_(F.one_hot(torch.arange(10) % 6, 6))
+    assert out_of_data(sae.atoms, points) == pytest.approx(0, abs=1e-6)
+
+
 def test_extreme_points_of_the_data_are_found():
     """Planted atoms that are points of the data come back with a matched cosine above .95."""
     atoms, x = _data()
@@ -103,6 +123,20 @@ def test_atoms_outside_the_cone_cannot_be_reached_without_relaxation():
         errors.append((x - sae(x)).square().sum(1).mean().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[3] < 0.1 * errors[0]
+
+
+def test_no_reconstruction_is_nearer_than_the_cone_of_the_candidates():
+    """Without relaxation: for every vector, by exact non-negative least squares. A relaxed one gets below that."""
+    _, x = _data()
+    own = {**RECIPE, "candidates": 8, "steps": 200, "dead_policy": "none"}
+    strict, relaxed = (train(x, "archetypal", delta=delta, **own) for delta in (0.0, 1.0))
+    assert (strict.b_dec == 0).all()
+    points = strict.candidates.double().numpy().T
+    floor = torch.tensor([nnls(points, vector)[1] ** 2 for vector in x.double().numpy()])
+    errors = [(x - sae(x)).double().square().sum(1) for sae in (strict, relaxed)]
+    assert floor.mean() > 0.1
+    assert (errors[0] >= floor - 1e-5).all()
+    assert errors[1].mean() < floor.mean()
 
 
 def test_everything_it_needs_is_saved(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from vlsae.dictionaries.abs_topk import AbsTopKDictionary
 from vlsae.dictionaries.projection import ProjectionDictionary
 from vlsae.dictionaries.relu import ReLUDictionary
 from vlsae.dictionaries.topk import TopKDictionary
@@ -50,6 +51,23 @@ def test_topk_of_an_orthonormal_dictionary_is_the_best_nonnegative_approximation
         [(X - (X @ q[list(pair)].T).relu() @ q[list(pair)]).square().sum(1) for pair in combinations(range(8), 2)]
     ).amin(0)
     assert torch.allclose(error, best, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sae", "k"),
+    [(ReLUDictionary(8, 7), 7), (TopKDictionary(8, 7, k=3), 3), (AbsTopKDictionary(8, 7, k=3), 3)],
+    ids=["relu", "topk", "abs_topk"],
+)
+def test_activations_are_projections_on_their_sets(sae, k):
+    """Card 43, test 1: the nearest point with at most k entries, none negative but for AbsTopK, of all supports."""
+    v = torch.randn(200, 7, generator=torch.Generator().manual_seed(6))
+    allowed = v if sae.signed else v.relu()
+    masks = torch.tensor(
+        [[i in support for i in range(7)] for n in range(k + 1) for support in combinations(range(7), n)]
+    )
+    points = allowed[:, None] * masks
+    nearest = points[torch.arange(200), (v[:, None] - points).square().sum(-1).argmin(1)]
+    assert torch.equal(sae.activate(v), nearest)
 
 
 def test_pca_is_sklearns():

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tests.training.test_training import matched_cosine
 from vlsae.dictionaries.gated import GatedDictionary
 from vlsae.dictionaries.projection import ProjectionDictionary
+from vlsae.dictionaries.relu import ReLUDictionary
 from vlsae.dictionaries.tied import TiedDictionary
 from vlsae.metrics.matching import mmcs
 from vlsae.metrics.shrinkage import refine, relative_reconstruction_bias
@@ -84,6 +85,29 @@ def test_l1_shrinks_by_half_the_penalty_and_the_gate_does_not():
         bias[family] = relative_reconstruction_bias(x - sae.b_dec, sae(x) - sae.b_dec)
     assert bias["relu"] == pytest.approx(0.9, abs=0.005)
     assert bias["gated"] == pytest.approx(1, abs=0.005)
+
+
+@pytest.mark.parametrize("penalty", [0.2, 0.5, 1.0])
+def test_the_optimum_of_l1_shrinks_by_half_the_penalty(penalty):
+    """Card 2, test 3: `gamma = 1 - penalty / (2 s)` at s = 1: .9, .75, .5, whatever the encoder does about it.
+
+    With a free decoder bias, which trained ones have, large penalties move the data's mean there and shrink more.
+    """
+    generator = torch.Generator().manual_seed(0)
+    atoms = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
+    x = (torch.rand(4000, 16, generator=generator) < 0.15).float() @ atoms
+    sae = ReLUDictionary(16, 16)
+    with torch.no_grad():
+        sae.W_dec.copy_(atoms)
+        sae.W_enc.copy_(atoms.T)
+    optimizer = torch.optim.Adam([sae.W_enc, sae.b_enc], lr=0.01)
+    for _ in range(300):
+        z = sae.encode(x)
+        loss = (x - sae.decode(z)).square().sum(1).mean() + penalty * z.sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert relative_reconstruction_bias(x, sae(x).detach()) == pytest.approx(1 - penalty / 2, abs=0.002)
 
 
 def test_the_bias_is_the_best_scalar():

@@ -46,13 +46,14 @@ def _parent_recall(tree, sae) -> tuple[float, torch.Tensor]:
     return float(torch.stack(recall).mean()), partners
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_flat_dictionary_absorbs_parents_and_a_nested_one_does_not(seed):
     """Card 22: with fixed strengths a sparser code writes parent and child with one latent, and L1 prefers it.
 
     That atom is `(parent + child) / sqrt 2`, of cosine .7071 with the child, and the parent is silent then: recall 0.
-    The first prefixes must tell the parents alone, so that nested parents fire with their children: recall 1. (Of
-    seeds 0 to 3 one merges two parents of a nested dictionary, and has recall .67: hedging.)
+    The first prefixes must tell the parents alone, so that nested parents fire with their children: recall 1. With
+    latents sorted by their energy the three large parents are the first three for each of the seeds 0 to 3; unsorted,
+    seed 1 merges two of them, and has recall .67: hedging.
     """
     tree = concept_tree(spread=0.0, seed=seed)
     options = {**RECIPE, "target_l0": tree.mean_l0, "l1": 0.05, "seed": seed}
@@ -62,10 +63,10 @@ def test_a_flat_dictionary_absorbs_parents_and_a_nested_one_does_not(seed):
     cosine = torch.nn.functional.cosine_similarity(flat.atoms[partners], tree.atoms)
     assert recall == 0
     assert torch.allclose(cosine[11:], torch.full((9,), 0.5**0.5), atol=0.01)
-    nested = train(x, "relu", **options, objectives="nested_dictionary,l1", random_prefixes=10)
+    nested = train(x, "relu", **options, objectives="nested_dictionary,l1", random_prefixes=10, sort_latents=True)
     recall, partners = _parent_recall(tree, nested)
     assert recall > 0.99
-    assert partners[:3].float().mean() < 3
+    assert sorted(partners[:3].tolist()) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6])

@@ -3,12 +3,11 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
-from vlsae.dictionaries import selection
-from vlsae.dictionaries.selection import Products, largest_of_batch, positive, top_k
+from vlsae.dictionaries import selection, selection_tensors
+from vlsae.dictionaries.selection import Products, largest, likely_bound, positive, top_k
 
 
 def _problem(n, d=12, rows=70, seed=0):
@@ -17,9 +16,16 @@ def _problem(n, d=12, rows=70, seed=0):
 
 
 def _dense(rows, n):
-    z = torch.zeros(len(rows.ptr) - 1, n)
-    z[np.repeat(np.arange(len(z)), np.diff(rows.ptr)), torch.from_numpy(rows.idx).long()] = torch.from_numpy(rows.val)
+    z = torch.zeros(len(rows), n)
+    z[rows.numbers, rows.idx.long()] = rows.val
     return z
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def finder(request, monkeypatch):
+    """Both ways to look through a block: of the processor, and of every other device."""
+    if request.param == "torch":
+        monkeypatch.setattr(Products, "finder", selection_tensors)
 
 
 @pytest.mark.parametrize("n", [5, 64, 100, 1000])
@@ -49,18 +55,26 @@ def test_all_positive_ones_and_the_largest_of_a_batch(monkeypatch):
     flat = pre.flatten()
     best = flat.topk(70 * 3)
     expected = torch.zeros_like(flat).scatter(0, best.indices, best.values).reshape(pre.shape)
-    for guess in (0.0, 0.5 * float(best.values[-1]), 100.0):  # unknown, good, and far too high
-        assert torch.allclose(_dense(largest_of_batch(Products(x, W, b), 3, guess), 300), expected, atol=1e-5)
+    bound = likely_bound(Products(x, W, b), 70 * 3)
+    assert 0 < bound < float(best.values[-1])
+    rows = positive(Products(x, W, b), bound)
+    assert torch.allclose(_dense(rows.keep(largest(rows.val, 70 * 3)), 300), expected, atol=1e-5)
+
+
+def test_the_largest_of_equal_values_are_the_first():
+    values = torch.tensor([1.0, 3.0, 2.0, 3.0, 3.0, 2.0])
+    for wanted, places in ((2, [1, 3]), (4, [1, 2, 3, 4]), (9, [0, 1, 2, 3, 4, 5])):
+        assert largest(values, wanted).nonzero()[:, 0].tolist() == places
 
 
 def test_a_rounded_product_chooses_the_same():
     """Candidates within the margin are computed again: supports differ at most where scores are equal to 1e-6."""
     x, W, b = _problem(5000, d=96, rows=200)
     exact, rounded = (top_k(Products(x, W, b, low), 16) for low in (None, W.bfloat16()))
-    assert np.array_equal(exact.idx, rounded.idx)
-    assert np.abs(exact.val - rounded.val).max() < 1e-4
+    assert torch.equal(exact.idx, rounded.idx)
+    assert (exact.val - rounded.val).abs().max() < 1e-4
     exact, rounded = (positive(Products(x, W, b, low), 10.0) for low in (None, W.bfloat16()))
-    assert np.array_equal(exact.idx, rounded.idx)
+    assert torch.equal(exact.idx, rounded.idx)
 
 
 def test_a_million_latents_fit_into_little_memory():

@@ -8,13 +8,8 @@ import torch
 import torch.nn.functional as F
 from scipy.linalg import hadamard
 
-from tests.training.test_training import matched_cosine
-from vlsae import infer
-from vlsae.dictionaries.baselines import BASELINES, KMeansDictionary, NMFDictionary, fit_baselines
-from vlsae.dictionaries.projection import ProjectionDictionary
 from vlsae.dictionaries.relu import ReLUDictionary
 from vlsae.dictionaries.topk import TopKDictionary
-from vlsae.metrics.amortisation import amortisation_gap, worst_case_error
 from vlsae.metrics.coherence import babel, coactive_babel, coherence, effective_rank, modality_score
 from vlsae.metrics.geometry import (
     connectivity,
@@ -32,8 +27,6 @@ from vlsae.metrics.stitching import (
     replacement_effect,
     swap_groups,
 )
-from vlsae.splice.inference import lasso_objective
-from vlsae.training import train
 from vlsae.training.meta import MetaDictionary, train_meta
 from vlsae.world import planted
 
@@ -255,165 +248,3 @@ def test_meta_latents_are_what_atoms_are_made_of():
     assert 0.05 < atomic.explained_variance <= 16 / 119 + 1e-3
     with pytest.raises(ValueError, match="Latent 120 does not exist"):
         atomic.explain(120)
-
-
-# ---- inference and amortisation --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["random", "trained", "inverse"])
-def test_no_encoder_beats_the_worst_case_bound(kind):
-    """Card 30: `eps >= sqrt(N - M) / (2 N)` for encoders of any kind, here 24 sources in 12 dimensions."""
-    truth = planted(12, 24, 2, seed=1)
-    if kind == "trained":
-        sae = train(truth.sample(20_000)[0], "relu", n_latents=24, l1=0.1, steps=400, lr=3e-3, progress=False)
-        W, b = sae.W_enc.detach() @ (truth.atoms @ sae.W_enc.detach()).pinverse() @ torch.eye(24), sae.b_enc.detach()
-    elif kind == "inverse":
-        W, b = torch.linalg.pinv(truth.atoms), torch.zeros(24)
-    else:
-        W, b = torch.randn(12, 24, generator=_generator(3)) / 5, torch.zeros(24)
-    error, bound = worst_case_error(W, b, truth.atoms)
-    assert bound == pytest.approx(12**0.5 / 48)
-    assert error >= bound
-    assert worst_case_error(torch.eye(6), torch.zeros(6), torch.eye(6)) == (0.0, 0.0)
-
-
-def test_optimisation_recovers_codes_that_the_encoder_cannot():
-    """Below coherence 1 / (2 K - 1) pursuit is exact (Tropp 2004); the encoder's codes are not."""
-    D = torch.cat([torch.eye(64), torch.from_numpy(hadamard(64) / 8.0).float()])
-    z = torch.rand(600, 128, generator=_generator(4)).argsort(1) < 4
-    z = z * (1 + torch.rand(600, 128, generator=_generator(5)))
-    sae = TopKDictionary(64, 128, k=4)
-    with torch.no_grad():
-        sae.W_dec.copy_(D)
-        sae.W_enc.copy_(D.T)
-    x = z @ D
-    assert torch.allclose(infer(sae, x, "omp", k=4), z, atol=1e-4)
-    assert torch.allclose(infer(sae, x, "lasso", l1=1e-3), z, atol=5e-3)
-    assert (sae.encode(x) - z).abs().max() > 0.1
-    assert mcc(infer(sae, x, "omp", k=4), z) > 0.999
-    gap = amortisation_gap(sae, x)
-    assert gap.optimised < 1e-6
-    assert gap.gap > 0.01
-    assert gap.l0 == pytest.approx(4)
-
-
-def test_an_orthonormal_dictionary_has_no_gap():
-    """The encoder is the pursuit, and the lasso the soft threshold in closed form."""
-    sae = TopKDictionary(8, 8, k=3)
-    Q = ProjectionDictionary(8, 8, k=8, seed=2)
-    with torch.no_grad():
-        sae.W_dec.copy_(Q.W_dec)
-        sae.W_enc.copy_(Q.W_enc)
-        sae.b_dec.fill_(0.3)
-    x = torch.randn(50, 8, generator=_generator(6))
-    assert amortisation_gap(sae, x).gap == pytest.approx(0, abs=1e-5)
-    soft = torch.relu((x - 0.3) @ Q.W_enc - 0.2)
-    assert torch.allclose(infer(sae, x, "lasso", l1=0.4), soft, atol=1e-4)
-    assert torch.allclose(infer(sae, x, "refine", l1=0.4), soft, atol=1e-4)
-
-
-def test_refinement_never_raises_the_objective_and_reaches_the_lasso():
-    sae = TopKDictionary(16, 40, k=5, seed=3)
-    x = torch.randn(60, 16, generator=_generator(7))
-    target = x - sae.b_dec.detach()
-
-    def level(z):
-        return lasso_objective(target, z, sae.atoms, 0.2)
-
-    previous = level(sae.encode(x).detach())
-    for steps in (1, 2, 5, 20, 300):
-        now = level(infer(sae, x, "refine", l1=0.2, steps=steps))
-        assert (now <= previous + 1e-5).all()
-        previous = now
-    best = level(infer(sae, x, "lasso", l1=0.2))
-    assert torch.allclose(previous, best, rtol=1e-3)
-    z = infer(sae, x, "lasso", l1=0.2)
-    slope = 0.2 - 2 * (target - z @ sae.atoms) @ sae.atoms.T  # zero where active, at least zero elsewhere
-    assert slope.min() > -5e-3
-    assert slope[z > 0].abs().max() < 5e-3
-
-
-def test_inference_keeps_shapes_transforms_and_numbers():
-    sae = TopKDictionary(16, 40, k=5, seed=3)
-    x = 3 + torch.randn(4, 5, 16, generator=_generator(8))
-    sae.transform = type(sae.transform).fit(x.flatten(0, 1), "centre_sqrt_d")
-    for method, options in (("omp", {"k": 3}), ("gradient_pursuit", {"k": 3}), ("lasso", {"k": 3}), ("encoder", {})):
-        z = infer(sae, x, method, **options)
-        assert z.shape == (4, 5, 40)
-        assert ((z > 0).sum(-1) <= (3 if options else 5)).all()
-    assert (x - sae.decode(infer(sae, x, "omp", k=8), like=x)).square().mean() < (x - sae(x)).square().mean()
-    for method, options, message in (
-        ("best", {}, "method='best' is unknown"),
-        ("omp", {}, "'omp' needs k"),
-        ("lasso", {}, "needs a penalty l1 or a number k"),
-        ("refine", {}, "needs a penalty l1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            infer(sae, x, method, **options)
-
-
-# ---- baselines -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def sources():
-    """Independent sources with heavy tails, mixed without rotation symmetry."""
-    s = torch.distributions.Laplace(0.0, 1.0).icdf(torch.rand(20_000, 6, generator=_generator(9)).clamp(1e-4, 1 - 1e-4))
-    mixing = torch.randn(6, 6, generator=_generator(10)) + 2 * torch.eye(6)
-    return mixing, s, s @ mixing + 1.0
-
-
-def test_bases_with_all_coordinates_are_exact_and_pca_is_the_best_of_rank_k(sources):
-    """Eckart and Young: the error of the k first axes is the sum of the other eigenvalues."""
-    _, _, x = sources
-    made = fit_baselines(x, k=6, n_latents=8)
-    assert tuple(made) == BASELINES
-    for name in ("pca", "ica", "random", "identity"):
-        assert torch.allclose(made[name](x), x, atol=1e-3)
-    centred = (x - x.mean(0)).double()
-    values = torch.linalg.eigvalsh(centred.T @ centred / len(x)).flip(0)
-    pca = made["pca"]
-    rank2 = ((x - pca.b_dec) @ pca.W_enc)[:, :2] @ pca.W_dec[:2] + pca.b_dec
-    assert (x - rank2).square().sum(1).mean().item() == pytest.approx(values[2:].sum().item(), rel=1e-4)
-
-
-def test_ica_finds_independent_sources_where_pca_does_not(sources):
-    mixing, s, x = sources
-    ica, pca = ProjectionDictionary.ica(x, 6), ProjectionDictionary.pca(x, 6)
-    assert mcc(ica.encode(x), s) > 0.99
-    assert mcc(pca.encode(x), s) < 0.95
-    assert stability(mixing, ica.atoms, signed=True).mean > 0.99
-
-
-def test_nmf_finds_planted_parts():
-    parts = torch.rand(5, 20, generator=_generator(11))
-    parts = parts * (
-        torch.arange(20) // 4 == torch.arange(5)[:, None]
-    )  # parts that do not overlap: the split is unique
-    codes = torch.rand(3000, 5, generator=_generator(13)) * (torch.rand(3000, 5, generator=_generator(14)) < 0.5)
-    x = codes @ parts - 2.0
-    sae = NMFDictionary.fit(x, 5)
-    assert stability(parts, sae.atoms).mean > 0.97
-    assert (x - sae(x)).square().sum() < 0.02 * (x - x.mean(0)).square().sum()
-    assert ((NMFDictionary.fit(x, 5, k=2).encode(x) > 0).sum(1) <= 2).all()
-
-
-def test_kmeans_finds_planted_clusters():
-    centres = 4 * torch.randn(6, 5, generator=_generator(15))
-    label = torch.randint(0, 6, (3000,), generator=_generator(16))
-    x = centres[label] + 0.1 * torch.randn(3000, 5, generator=_generator(17))
-    sae = KMeansDictionary.fit(x, 6)
-    assert torch.cdist(centres, sae.atoms).min(1).values.max() < 0.1
-    assert (sae.encode(x).sum(1) == 1).all()
-
-
-def test_every_baseline_is_worse_than_a_trained_dictionary_on_planted_data():
-    truth = planted(32, 64, 3)
-    x, _ = truth.sample(20_000)
-    options = {"n_latents": 64, "k": 3, "steps": 1500, "batch_size": 512, "lr": 3e-3, "progress": False}
-    trained = train(x, "topk", dead_after_tokens=20_000, **options)
-    test = truth.sample(2000, part=1)[0]
-    error = (test - trained(test)).square().sum()
-    for name, sae in fit_baselines(x[:5000], k=3, n_latents=64).items():
-        assert (test - sae(test)).square().sum() > 2 * error, name
-        assert matched_cosine(truth.atoms, trained.atoms).mean() > stability(truth.atoms, sae.atoms).mean

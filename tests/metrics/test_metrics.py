@@ -13,6 +13,7 @@ from vlsae.dictionaries.projection import ProjectionDictionary
 from vlsae.dictionaries.topk import TopKDictionary
 from vlsae.metrics import Metric, auroc, localise, reconstruction, spliced_zero_shot
 from vlsae.metrics.localisation import _rank_sums, average_precision, best_columns, best_iou
+from vlsae.metrics.loss_recovered import loss_recovered
 from vlsae.world import concepts, scenes
 
 
@@ -148,6 +149,30 @@ def test_spliced_accuracy_identities(tiny, single):
     assert set(found) == {"original", "error_kept"}
     p = tiny.zero_shot(drawn, words, templates=["{}"]).argmax(1)
     assert found["original"].value == pytest.approx((p == torch.tensor(labels)).float().mean().item())
+
+
+def test_loss_recovered_is_one_for_the_lossless_and_zero_for_zeros(tiny, single):
+    """And between them for a crude basis, by the formula from cross-entropies of the model's own probabilities."""
+    drawn, labels, words = single
+    options = {"site": "vision.4.resid_post", "templates": ("{}",)}
+    x = tiny.tokens(drawn, "vision.4.resid_post")[:, 1:].flatten(0, 1)
+    lossless = loss_recovered(tiny, ProjectionDictionary.pca(x, 192), drawn, labels, words, **options)
+    assert lossless.value == pytest.approx(1, abs=1e-3)
+    nothing = TopKDictionary(192, 8, k=2)
+    with torch.no_grad():
+        nothing.W_dec.zero_()
+    assert loss_recovered(tiny, nothing, drawn, labels, words, **options).value == 0
+    crude = ProjectionDictionary.pca(x, 4)
+    found = loss_recovered(tiny, crude, drawn, labels, words, **options)
+    losses = []
+    for edit in (lambda t: t, lambda t: torch.cat([t[:, :1], crude(t[:, 1:])], 1)):
+        with tiny.edit("vision.4.resid_post", edit):
+            p = tiny.zero_shot(drawn, words, templates=["{}"])[torch.arange(60), labels]
+        losses.append(-p.log().mean().item())
+    assert [found.baselines[mode] for mode in ("original", "spliced")] == pytest.approx(losses, rel=1e-4)
+    expected = 1 - (losses[1] - losses[0]) / (found.baselines["zeroed"] - losses[0])
+    assert found.value == pytest.approx(expected, rel=1e-3)
+    assert 0.2 < found.value < 1
 
 
 def test_spliced_wrong_requests(tiny, single):

@@ -8,10 +8,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from vlsae.dictionaries.projection import ProjectionDictionary
+from vlsae.dictionaries.relu import ReLUDictionary
 from vlsae.metrics.ablation_sparsity import ablation_sparsity
 from vlsae.metrics.probe_loss import probe_losses
 from vlsae.metrics.scaling_law import ScalingLaw, fit_scaling_law
 from vlsae.training import train
+from vlsae.training.objectives.end_to_end import output_kl
 from vlsae.world import planted
 
 RECIPE = {"n_latents": 64, "steps": 1200, "batch_size": 512, "lr": 3e-3, "dead_after_tokens": 20_000, "progress": False}
@@ -52,6 +55,35 @@ def test_ablation_sparsity_of_one_and_of_all():
     assert ablation_sparsity(some + 7).item() == pytest.approx(8 / 40)
     assert ablation_sparsity(torch.cat([signs, torch.zeros(1)])).item() == pytest.approx(40 / 41)
     assert ablation_sparsity(torch.zeros(2, 5)).tolist() == [0, 0]
+
+
+def test_removing_a_concept_moves_its_class_alone_where_principal_axes_must_move_together():
+    """Card 1, test 5, in closed form: classes read one concept each, `logits = 4 x R^T`, concepts are equally large.
+
+    Taking a latent of the true dictionary out of `x` changes the logit of its class, by `-4 z_j`, and no other: an
+    ablation sparsity of 1/16. To make a run with the concept the same as without it one latent is enough; of principal
+    axes, those that change most first, several are needed for a KL below 1e-3 (measured: 13 to 15 of 16).
+    """
+    atoms = torch.linalg.qr(torch.randn(16, 16, generator=_generator(20)))[0]
+    there = torch.rand(3000, 16, generator=_generator(21)) < 0.3
+    x = (there * (1 + torch.rand(3000, 16, generator=_generator(22)))) @ atoms
+    sae, pca = ReLUDictionary(16, 16), ProjectionDictionary.pca(x, 16)
+    with torch.no_grad():
+        sae.W_dec.copy_(atoms)
+        sae.W_enc.copy_(atoms.T)
+    for j in range(16):
+        before = x[there[:, j]][:40]
+        codes, only = sae.encode(before).detach(), torch.arange(16) == j
+        after = before + sae.decode(codes.where(~only, 0.0)).detach() - sae.decode(codes).detach()
+        change = 4 * (before - after) @ atoms.T
+        assert torch.allclose(change, 4 * codes * only, atol=1e-4)
+        assert torch.allclose(ablation_sparsity(change), torch.full((40,), 1 / 16, dtype=torch.float64), atol=1e-4)
+        step = pca.encode(after) - pca.encode(before)
+        rank = step.abs().argsort(dim=1, descending=True).argsort(dim=1)
+        patched = [before + step.where(rank < count, 0.0) @ pca.atoms for count in range(17)]
+        kl = [output_kl(4 * after @ atoms.T, 4 * run @ atoms.T).item() for run in patched]
+        assert kl[10] > 1e-3
+        assert kl[16] < 1e-6
 
 
 def test_a_planted_scaling_law_is_found():

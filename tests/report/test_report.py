@@ -2,14 +2,16 @@
 
 import re
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from vlsae.concepts.statistics import latent_statistics
 from vlsae.report import write_report
-from vlsae.report.figures import latent_scatter, localisation_curves
+from vlsae.report.figures import latent_scatter, localisation_curves, name_lines, new_figure, png, spread
 from vlsae.report.page import cell, table, write_page
 from vlsae.training import train
 from vlsae.world import concepts, scenes
@@ -78,6 +80,33 @@ def test_figures_are_pictures(store):
 
     some = Localisation([0, 1], [3, 4], [0.9, 0.99], [0.9, 0.9], [0.5, 0.5], [1.0, 1.0], [0.5, 0.5], [9, 9])
     assert localisation_curves({"sae": some, "pca": some})[:4] == b"\x89PNG"
+
+
+def test_labels_keep_their_distance_and_their_order():
+    """As near to where they belong as the gap lets them; crowded ones share the way, none leaves the axes."""
+    assert spread([0.2, 0.8], 0.1, 0, 1).tolist() == [0.2, 0.8]
+    assert np.allclose(spread([0.5, 0.5, 0.5], 0.1, 0, 1), [0.4, 0.5, 0.6])
+    assert np.allclose(spread([1.0, 0.99, 0.3], 0.1, 0, 1), [1.0, 0.9, 0.3])
+    assert np.allclose(spread([0.0, 0.0], 0.1, 0, 1), [0, 0.1])
+    wanted = np.random.default_rng(0).random(20)
+    placed = spread(wanted, 0.04, 0, 1)
+    assert (np.argsort(placed) == np.argsort(wanted)).all()
+    assert np.diff(np.sort(placed)).min() > 0.04 - 1e-9
+    assert spread([], 0.1, 0, 1).shape == (0,)
+
+
+def test_names_of_lines_on_each_other_do_not_overlap():
+    """Twenty lines that end in one point, and one that ends far before: measured on the drawn figure."""
+    fig = new_figure(6, 5)
+    ax = fig.subplots()
+    ax.set(xscale="log", xlim=(1, 30), ylim=(0, 1))
+    ends = {f"family_{i}": (24.0, 0.9) for i in range(20)} | {"early": (1.5, 0.9)}
+    name_lines(ax, ends, dict.fromkeys(ends, "#0072B2"))
+    png(fig)
+    boxes = [Text.get_window_extent(text) for text in ax.texts]  # of the letters, without the leaders
+    assert len(boxes) == 21
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert all(box.x1 <= fig.bbox.x1 for box in boxes)
 
 
 @pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium here; apt-get install chromium")

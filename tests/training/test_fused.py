@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from vlsae.training import train
+from vlsae.dictionaries import selection_tensors
+from vlsae.dictionaries.selection import Products
+from vlsae.training import loop, train
+from vlsae.training.fused import run
 
 X = torch.randn(4000, 24, generator=torch.Generator().manual_seed(0)) + 0.3
 BASE = {"n_latents": 200, "steps": 20, "batch_size": 160, "lr": 1e-3, "warmup_steps": 4, "progress": False}
@@ -25,8 +28,17 @@ RECIPES = {
 }
 
 
+@pytest.fixture(params=["compiled", "tensors"])
+def maths(request, monkeypatch):
+    """Both kinds of maths: compiled for the processor, and torch operations for every other device."""
+    monkeypatch.setattr(run, "DENSE", 1.0)  # at such a width, ReLU dictionaries would be left to autograd
+    if request.param == "tensors":
+        monkeypatch.setattr(loop, "CompiledRun", run.SparseRun)
+        monkeypatch.setattr(Products, "finder", selection_tensors)
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_makes_the_steps_of_autograd(name):
+def test_it_makes_the_steps_of_autograd(name, maths):
     options = {**BASE, **RECIPES[name]}
     slow, quick = (train(X, engine=engine, **options) for engine in ("torch", "fused"))
     for key, weight in slow.state_dict().items():
@@ -36,7 +48,7 @@ def test_it_makes_the_steps_of_autograd(name):
 
 
 @pytest.mark.parametrize("engines", [("torch", "fused"), ("fused", "torch"), ("fused", "fused")])
-def test_either_engine_continues_the_other(engines, tmp_path):
+def test_either_engine_continues_the_other(engines, tmp_path, maths):
     options = {**BASE, "arch": "topk", "k": 4, "decay": 0.0, "dead_after_tokens": 320, "checkpoint_every": 10}
 
     class Stop(Exception):
@@ -63,6 +75,16 @@ def test_either_engine_continues_the_other(engines, tmp_path):
     whole = train(Half(-1), engine="torch", **options)
     for key, weight in whole.state_dict().items():
         assert (weight - halves.state_dict()[key]).abs().max() < 1e-5, key
+
+
+def test_relu_is_left_to_autograd_while_it_is_dense(monkeypatch):
+    steps = []
+    monkeypatch.setattr(run.SparseRun, "loss", lambda *args: steps.append(1) or run.Run.loss(*args))
+    options = {**BASE, "arch": "relu", "l1": 0.3, "dead_policy": "none"}
+    quick = train(X, engine="fused", **options)
+    assert len(steps) == 20  # half of all latents are active at the start, and 20 steps change little
+    slow = train(X, engine="torch", **options)
+    assert torch.equal(quick.W_dec, slow.W_dec)
 
 
 def test_what_cannot_be_fused_is_refused_and_auto_falls_back():

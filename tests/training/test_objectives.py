@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from vlsae.dictionaries import DICTIONARIES
 from vlsae.dictionaries.relu import ReLUDictionary
 from vlsae.dictionaries.topk import TopKDictionary
-from vlsae.training.objectives import Step, explained_variance
+from vlsae.training.objectives import OBJECTIVES, Step, explained_variance
 from vlsae.training.objectives.auxk import AuxK
+from vlsae.training.objectives.base import Start
 from vlsae.training.objectives.ghost import GhostGradients
 from vlsae.training.objectives.l1 import L1
 from vlsae.training.objectives.reconstruction import Reconstruction
+from vlsae.training.recipe import constructor_arguments, make_config, objective_names
 from vlsae.training.start import geometric_median, total_variance
 
 X = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
@@ -143,3 +146,22 @@ def test_geometric_median_has_no_first_order_improvement():
 def test_total_variance():
     x = torch.randn(1000, 9, generator=torch.Generator().manual_seed(0)) * 7
     assert total_variance(x) == pytest.approx(x.var(0, correction=0).sum().item(), rel=1e-4)
+
+
+# VAEase draws noise for every token anew
+@pytest.mark.parametrize("family", sorted({n for n in DICTIONARIES if DICTIONARIES.get(n).trainable} - {"vaease"}))
+@pytest.mark.parametrize("scale", ["sum", "patchsae", "variance", "normalised"])
+def test_no_loss_depends_on_how_large_a_batch_is(family, scale):
+    """Every token twice gives the same value of every term; one that sums over the batch would double."""
+    config = make_config(family, None, {"n_latents": 16, "k": 2, "dead_policy": "auxk", "loss_scale": scale})
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(5))
+    terms = []
+    for batch in (x, torch.cat([x, x])):
+        sae = DICTIONARIES.get(family)(8, 16, seed=1, **constructor_arguments(config))
+        sae.prepare(x)
+        trace = sae.trace(batch)
+        step = Step(sae, batch, trace.pre, trace.z, trace.xhat, torch.arange(16) < 4, trace.extras)
+        made = [OBJECTIVES.get(name).make(config, Start(8, 8.0)) for name in objective_names(config)]
+        terms.append([term(step).item() for term in made])
+    assert terms[1] == pytest.approx(terms[0], rel=1e-5)
+    assert len(terms[0]) > 1

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vlsae {options.command}: interrupted; run the same command again to continue.", file=sys.stderr)
         return 130
     code = result.pop("exit_code", 0)
-    if options.json:
+    if options.json and result:
         print(json.dumps(result))
     else:
         for name, value in result.items():

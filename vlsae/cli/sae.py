@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,10 @@ def _training_options(train: argparse.ArgumentParser) -> None:
 
     train.add_argument("--preset", default=None, choices=sorted(PRESETS), help="a published recipe")
     train.add_argument("--device", default="cpu")
+    train.add_argument("--engine", default="auto", choices=["auto", "torch", "fused"])
+    train.add_argument(
+        "--latent-shards", type=int, default=1, help="parts of the dictionary, for processes started by torchrun"
+    )
     train.add_argument(
         "--set", dest="options", nargs="*", default=[], metavar="NAME=VALUE", help="options of the family"
     )
@@ -144,12 +149,16 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     given = {k: v for k, v in vars(options).items() if k in TrainConfig.__dataclass_fields__}
     given["options"] = dict(_named_value(text) for text in options.options)
-    dictionary = train(
-        options.data, preset=options.preset, out=options.out, device=options.device, progress=not options.json, **given
-    )
+    train(
+        options.data, preset=options.preset, out=options.out, device=options.device, progress=not options.json,
+        engine=options.engine, latent_shards=options.latent_shards, **given,
+    )  # fmt: skip
+    if int(os.environ.get("RANK", 0)) > 0:
+        return {}  # the first process of a team speaks for all
     last = [json.loads(line) for line in (options.out / "train.jsonl").read_text().splitlines()][-1:]
     facts = {k: row[k] for row in last for k in ("step", "ev", "l0", "dead")}
-    return {"dictionary": str(options.out), "n_latents": dictionary.n_latents, **facts}
+    n_latents = json.loads((options.out / "cfg.json").read_text())["d_sae"]
+    return {"dictionary": str(options.out), "n_latents": n_latents, **facts}
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,18 @@ from vlsae.dictionaries.transform import InputTransform
 from vlsae.registry import Registry
 
 DICTIONARIES = Registry("dictionary", "vlsae.dictionaries")
+BLOCK = 2**16  # initial atoms drawn at a time
+
+
+def initial_atoms(generator: torch.Generator, n: int, d: int, own: slice = slice(None)) -> Tensor:
+    """Rows `own` of `n` random unit vectors `[n, d]`; the others are drawn too, but not kept."""
+    begin, end, _ = own.indices(n)
+    cuts = [*range(0, max(1, n - 16), BLOCK), n]  # torch draws the same numbers in one call or in such pieces
+    kept = []
+    for lo, hi in pairwise(cuts):
+        drawn = torch.randn(hi - lo, d, generator=generator)
+        kept.append(drawn[max(begin - lo, 0) : max(end - lo, 0)])
+    return F.normalize(torch.cat(kept), dim=1)
 
 
 @dataclass(frozen=True)
@@ -43,9 +56,7 @@ class Codes:
     @classmethod
     def from_rows(cls, rows: Rows, n_latents: int) -> Codes:
         """Codes as selection gives them."""
-        n = len(rows.ptr) - 1
-        numbers = torch.repeat_interleave(torch.arange(n), torch.from_numpy(rows.ptr).diff())
-        return cls(numbers, torch.from_numpy(rows.idx).long(), torch.from_numpy(rows.val), n, n_latents)
+        return cls(rows.numbers, rows.idx.long(), rows.val, len(rows), n_latents)
 
     def times(self, W: Tensor) -> Tensor:
         """`z W` for `W [n_latents, d]`, without a dense `z`."""
@@ -113,12 +124,14 @@ class Dictionary(nn.Module):
 
     family: str
     trainable = True
+    made_by = ""  # how a family that is not trained is made, for the message of `train`
     objectives: tuple[str, ...] = ("reconstruction",)  # terms of the loss, by their names in vlsae.training.objectives
     dead_policy = "auxk"  # what training does about dead latents unless told otherwise
     unit_atoms = True  # whether training keeps every atom at unit norm
     homogeneous = True  # whether act(s pre) = s act(pre) for s > 0, so that an input scale folds into the biases
     signed = False  # whether codes have both signs
     start_sample = 8192  # vectors that training gives to `prepare`, at most
+    latent_axis: ClassVar = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}  # of tensors that have one
 
     def __init__(self, d: int, n_latents: int, *, seed: int = 0):
         super().__init__()
@@ -130,7 +143,7 @@ class Dictionary(nn.Module):
         self._init_weights(torch.Generator().manual_seed(seed))
 
     def _init_weights(self, generator: torch.Generator) -> None:
-        atoms = F.normalize(torch.randn(self.n_latents, self.d, generator=generator), dim=1)
+        atoms = initial_atoms(generator, self.n_latents, self.d)
         self.W_enc = nn.Parameter(atoms.T.clone())
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.W_dec = nn.Parameter(atoms)
@@ -196,8 +209,8 @@ class Dictionary(nn.Module):
     def encode_sparse(self, x: Tensor, selection: str = "float32") -> Codes:
         """Codes of `x [..., d]` as parallel lists, rows in the order of `x.flatten(0, -2)`.
 
-        TopK, BatchTopK and ReLU families on the processor choose from blocks of pre-activations that are not kept: memory
-        grows with the active codes alone. Others make dense codes first.
+        TopK, BatchTopK and ReLU families choose from blocks of pre-activations that are not kept: memory grows with the
+        active codes alone. Others make dense codes first.
 
         Args:
             x: as for `encode`.
@@ -208,7 +221,7 @@ class Dictionary(nn.Module):
             raise ValueError(f"selection={selection!r} is unknown; use 'float32' or 'bfloat16'.")
         x = x.reshape(-1, x.shape[-1])
         rows = None
-        if self.W_dec.dtype == torch.float32 and self.W_dec.device.type == "cpu" and self.can_pick:
+        if self.W_dec.dtype == torch.float32 and self.can_pick:
             keys = self.keys()
             rounded = keys.bfloat16() if selection == "bfloat16" else None
             rows = self.pick(Products(self.reads(self._accept(x)).contiguous(), keys, self.b_enc.data, rounded))
@@ -264,8 +277,8 @@ class Dictionary(nn.Module):
     def constrain_gradient(self) -> None:
         """Before an optimiser step: take out of the atoms' gradient what would only change their norm."""
         if self.unit_atoms:
-            grad = self.W_dec.grad
-            grad.sub_((grad * self.W_dec).sum(1, keepdim=True) * self.W_dec)
+            along = torch.einsum("nd,nd->n", self.W_dec.grad, self.W_dec)  # neither step makes another [n, d]
+            self.W_dec.grad.addcmul_(along[:, None], self.W_dec, value=-1)
 
     def constrain(self) -> None:
         """After an optimiser step: bring the weights back to where they are allowed to be."""

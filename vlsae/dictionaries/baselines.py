@@ -33,6 +33,7 @@ class KMeansDictionary(Dictionary):
 
     family = "kmeans"
     trainable = False
+    made_by = "KMeansDictionary.fit(x, n_latents) from activations x [N, d]"
     unit_atoms = False
     homogeneous = False
 
@@ -75,6 +76,7 @@ class NMFDictionary(Dictionary):
 
     family = "nmf"
     trainable = False
+    made_by = "NMFDictionary.fit(x, n_latents, k) from activations x [N, d]"
     unit_atoms = False
     homogeneous = False  # as a baseline it is fitted behind whatever transform there is
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vlsae import __version__
 from vlsae.atomic import replacing
@@ -51,12 +56,65 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in dictionary.state_dict().items()}
-    dtype = str(dictionary.W_dec.dtype).removeprefix("torch.")
-    config = {
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(weights, partial, metadata={"format": "pt"})
+    with replacing(folder / CONFIG) as partial:
+        partial.write_text(json.dumps(_description(dictionary), indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def save_in_parts(parts: Iterable[dict[str, Tensor]], like: Dictionary, n_latents: int, folder: str | Path) -> Path:
+    """Write a dictionary of which every process has a part, as `save_dictionary` would write the whole.
+
+    One tensor of one part is in memory at a time, so that the whole may be larger than that.
+
+    Args:
+        parts: `state_dict`s of the parts, in the order of their latents, float32.
+        like: a dictionary that holds one part, for everything but its latents.
+        n_latents: of the whole.
+        folder: created if needed.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    axes, header, size = like.latent_axis, {"__metadata__": {"format": "pt"}}, 0
+    for name, value in sorted(like.state_dict().items()):
+        shape = list(value.shape)
+        if name in axes:
+            shape[axes[name]] = n_latents
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [size, size + 4 * math.prod(shape)]}
+        size = header[name]["data_offsets"][1]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(folder / WEIGHTS) as partial:
+        with open(partial, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + size)
+        begin = 0
+        for part in parts:
+            end = begin + part["W_dec"].shape[0]
+            for name, value in part.items():
+                where = 8 + len(text) + header[name]["data_offsets"][0]
+                whole = np.memmap(partial, "<f4", "r+", where, tuple(header[name]["shape"]))
+                at = tuple(slice(begin, end) if axes.get(name) == i else slice(None) for i in range(value.ndim))
+                whole[at] = value.cpu().numpy()
+                whole.flush()
+            begin = end
+    config = _description(like) | {"d_sae": n_latents}
+    with replacing(folder / CONFIG) as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _description(dictionary: Dictionary) -> dict:
+    """What `cfg.json` says."""
+    return {
         "architecture": architecture(dictionary),
         "d_in": dictionary.d,
         "d_sae": dictionary.n_latents,
-        "dtype": dtype,
+        "dtype": str(dictionary.W_dec.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
@@ -77,11 +135,6 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
             },
         },
     }
-    with replacing(folder / WEIGHTS) as partial:
-        save_file(weights, partial, metadata={"format": "pt"})
-    with replacing(folder / CONFIG) as partial:
-        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return folder
 
 
 def _read_config(folder: Path) -> dict:

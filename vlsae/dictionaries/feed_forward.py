@@ -55,6 +55,7 @@ class FeedForwardKV(Dictionary):
 
     family = "feed_forward"
     trainable = False
+    made_by = "FeedForwardKV.from_module(block.mlp) from the model itself"
     unit_atoms = False
     homogeneous = False
     signed = True

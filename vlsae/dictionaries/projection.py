@@ -33,6 +33,7 @@ class ProjectionDictionary(Dictionary):
 
     family = "projection"
     trainable = False
+    made_by = "ProjectionDictionary.pca(x, k) (or .ica, .rotation, .neurons) from activations x [N, d]"
     signed = True
 
     def __init__(self, d: int, n_latents: int, *, k: int, seed: int = 0):

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vlsae.dictionaries.least_squares import nonnegative_codes
 
+UNIT = 0.02  # how far from 1 a norm may be: atoms stored in 16 bits are within .01
+
 
 def _pick(correlations: Tensor, nonnegative: bool) -> Tensor:
     """Number of the next atom, `[B]`: of largest correlation, or largest magnitude."""
@@ -27,12 +29,21 @@ def matching_pursuit(
             `O(B n d)`, which keeps less for gradients.
 
     Returns:
-        Codes `[B, n]`. With unit atoms `||x||^2 = sum_t c_t^2 + ||r_k||^2` exactly.
+        Codes `[B, n]`. `||x||^2 = sum_t c_t^2 + ||r_k||^2` exactly.
+
+    Raises:
+        ValueError: for atoms of another norm, with which the rest may grow.
 
     Example:
         >>> matching_pursuit(torch.tensor([[3.0, 1.0, -2.0]]), torch.eye(3), k=2).tolist()
         [[3.0, 1.0, 0.0]]
     """
+    lengths = atoms.detach().float().norm(dim=1)
+    if (lengths - 1).abs().max() > UNIT:
+        raise ValueError(
+            f"Atoms have norms between {lengths.min():.3g} and {lengths.max():.3g}; matching pursuit needs 1: "
+            "give normalize(atoms, dim=1)."
+        )
     z, rest = x.new_zeros(len(x), len(atoms)), x
     gram = atoms @ atoms.T if by_gram else None
     correlations = x @ atoms.T if by_gram else None

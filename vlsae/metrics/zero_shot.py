@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -43,6 +43,56 @@ def splice(
     return fn
 
 
+@torch.no_grad()
+def edited_similarities(
+    model: Backbone, images, classes: Tensor, site: str, edits: Mapping[str, Callable[[Tensor], Tensor]], batch_size: int = 64
+) -> Iterator[tuple[str, slice, Tensor]]:  # fmt: skip
+    """Edit by name, images and their cosines with the classes, `[b, classes]`, batch after batch.
+
+    At a site that carries whole tokens, the blocks before it are computed once for all edits.
+
+    Args:
+        model: the backbone.
+        images: sequence of images or scenes.
+        classes: unit class embeddings `[classes, e]`.
+        site: what is edited.
+        edits: functions of `[B, T, d]` by name, as for `model.edit`.
+        batch_size: images a forward pass, counting every edit's.
+    """
+    passes = [list(edits)] if Site.parse(site).is_whole else [[name] for name in edits]
+    size = max(1, batch_size // max(1, len(passes[0])))
+    for start in range(0, len(images), size):
+        rows = slice(start, min(start + size, len(images)))
+        pixels = model.pixels([images[i] for i in range(rows.start, rows.stop)])
+        for names in passes:
+            with model.edit(site, lambda tokens, names=names: torch.cat([edits[name](tokens) for name in names])):
+                embeddings = F.normalize(model.forward_image(pixels).float(), dim=-1)
+            for name, part in zip(names, (embeddings @ classes.T).cpu().chunk(len(names)), strict=True):
+                yield name, rows, part
+
+
+def spliced_similarities(
+    model: Backbone, dictionary: Dictionary, images, labels: Sequence[int], class_names: Sequence[str],
+    templates: Sequence[str], replace: Sequence[str], site: str | None, batch_size: int, modes: Sequence[str],
+    baselines: Mapping[str, Dictionary] | None = None,
+) -> Iterator[tuple[str, slice, Tensor]]:  # fmt: skip
+    """As `edited_similarities` for each mode, and for each baseline as `baseline NAME`; see `spliced_zero_shot`."""
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels were given; give one label an image.")
+    unknown = set(modes) - set(DEFINITIONS)
+    if unknown:
+        raise ValueError(f"Unknown mode {sorted(unknown)[0]!r}; use some of {', '.join(DEFINITIONS)}.")
+    edit = partial(splice, roles=model.token_roles, replace=replace)
+    edits = {mode: _same if mode == "original" else edit(dictionary, mode=mode) for mode in modes}
+    edits |= {f"baseline {name}": edit(other, mode="spliced") for name, other in (baselines or {}).items()}
+    classes = model.classifier(class_names, templates)
+    return edited_similarities(model, images, classes, dictionary_site(dictionary, site), edits, batch_size)
+
+
+def _same(tokens: Tensor) -> Tensor:
+    return tokens
+
+
 def spliced_zero_shot(
     model: Backbone,
     dictionary: Dictionary,
@@ -68,7 +118,7 @@ def spliced_zero_shot(
         templates: prompts with one `{}`.
         replace: roles of the tokens that are replaced; those the dictionary was trained on.
         site: where; the dictionary's own where None.
-        batch_size: images a forward pass, counting every mode's.
+        batch_size: images a forward pass, counting every mode's and baseline's.
         modes: which of "original", "spliced", "error_kept" and "zeroed" to measure.
         baselines: other dictionaries of the same site, whose accuracies stand beside the spliced one.
 
@@ -78,57 +128,18 @@ def spliced_zero_shot(
     Raises:
         ValueError: for unequal numbers of images and labels, or an unknown mode.
     """
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels were given; give one label an image.")
-    unknown = set(modes) - set(DEFINITIONS)
-    if unknown:
-        raise ValueError(f"Unknown mode {sorted(unknown)[0]!r}; use some of {', '.join(DEFINITIONS)}.")
-    edit = partial(splice, roles=model.token_roles, replace=replace)
-    edits = {mode: _same if mode == "original" else edit(dictionary, mode=mode) for mode in modes}
-    others = {name: edit(other, mode="spliced") for name, other in (baselines or {}).items()}
-    found = edited_zero_shot(
-        model, images, labels, model.classifier(class_names, templates), dictionary_site(dictionary, site),
-        [*edits.values(), *others.values()], batch_size,
-    )  # fmt: skip
-    beside = dict(zip(others, found[len(edits) :], strict=True))
+    truth = torch.as_tensor(list(labels))
+    names = {name: f"baseline {name}" for name in baselines or ()}
+    right = dict.fromkeys([*modes, *names.values()], 0)
+    for mode, rows, similarity in spliced_similarities(
+        model, dictionary, images, labels, class_names, templates, replace, site, batch_size, modes, baselines
+    ):
+        right[mode] += int((similarity.argmax(-1) == truth[rows]).sum())
+    accuracy = {mode: n / len(images) for mode, n in right.items()}
+    beside = {"spliced": {name: accuracy[key] for name, key in names.items()}}
     return {
-        mode: Metric(f"zero_shot_{mode}", value, len(images), DEFINITIONS[mode], baselines=beside if mode == "spliced" else {})
-        for mode, value in zip(edits, found)
-    }  # fmt: skip
-
-
-def _same(tokens: Tensor) -> Tensor:
-    return tokens
-
-
-@torch.no_grad()
-def edited_zero_shot(
-    model: Backbone, images, labels: Sequence[int], classes: Tensor, site: str, edits: Sequence[Callable], batch_size: int = 64
-) -> list[float]:  # fmt: skip
-    """Zero-shot accuracy under each of several edits of one site.
-
-    At a site that carries whole tokens, the blocks before it are computed once for all edits.
-
-    Args:
-        model: the backbone.
-        images: sequence of images or scenes; labels: right class of each.
-        classes: unit class embeddings `[C, e]`.
-        site: what is edited.
-        edits: functions of `[B, T, d]`, as for `model.edit`.
-        batch_size: images a forward pass, counting every edit's.
-
-    Returns:
-        Share of images whose most probable class is right, one an edit.
-    """
-    truth, right = torch.as_tensor(list(labels)), torch.zeros(len(edits), dtype=torch.long)
-    passes = [edits] if Site.parse(site).is_whole else [[edit] for edit in edits]
-    size = max(1, batch_size // len(passes[0]))
-    for start in range(0, len(images), size):
-        pixels = model.pixels([images[i] for i in range(start, min(start + size, len(images)))])
-        best = []
-        for together in passes:
-            with model.edit(site, lambda tokens, fns=together: torch.cat([fn(tokens) for fn in fns])):
-                embedding = model.forward_image(pixels)
-            best.append((F.normalize(embedding.float(), dim=-1) @ classes.T).argmax(-1).cpu())
-        right += (torch.cat(best).view(len(edits), -1) == truth[start : start + size]).sum(1)
-    return [int(n) / len(images) for n in right]
+        mode: Metric(
+            f"zero_shot_{mode}", accuracy[mode], len(images), DEFINITIONS[mode], baselines=beside.get(mode, {})
+        )
+        for mode in modes
+    }

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlsae import __version__
-from vlsae.report.figures import clean, new_figure, png
+from vlsae.report.figures import clean, name_lines, new_figure, png
 from vlsae.report.page import cell, facts, figure, paragraph, section, table, write_page
 
 if TYPE_CHECKING:
     from vlsae.evaluate import Evaluation, Score
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+GREY = "#7f8790"  # baselines
 MARKERS = "os^Dv"
 DIGITS = 3  # of the scores in the table
 FAR = 1.5  # ratio of measured to wanted L0 beyond which a row is not "equal sparsity"
@@ -69,39 +70,55 @@ def _table(result: Evaluation) -> str:
     return table(head, cells)
 
 
+def _styles(result: Evaluation) -> dict[str, dict]:
+    """How every family is drawn: trained ones in colours that go round by their rank, so that neighbours differ."""
+    best = {s.family: s.ev for s in sorted(result.scores, key=lambda s: (s.trained, s.wanted == result.k, s.ev))}
+    trained = {s.family for s in result.scores if s.trained}
+    ranked = sorted(best, key=lambda family: (family not in trained, -best[family]))
+    return {
+        family: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linewidth": 1.2,
+                 "markersize": 3.5, "markeredgewidth": 0, "zorder": 3}
+        if family in trained
+        else {"color": GREY, "marker": ".", "linestyle": ":", "linewidth": 1.0, "markersize": 3, "zorder": 2}
+        for i, family in enumerate(ranked)
+    }  # fmt: skip
+
+
 def frontier(result: Evaluation) -> bytes:
-    """Explained variance and spliced accuracy against L0, a line a family, as PNG."""
-    fig = new_figure(11.5, 5.4)
-    axes = fig.subplots(1, 2)
-    trained = list(dict.fromkeys(s.family for s in result.scores if s.trained))
-    others = list(dict.fromkeys(s.family for s in result.scores if not s.trained))
-    for number, family in enumerate([*trained, *others]):
-        points = sorted((s for s in result.scores if s.family == family), key=lambda s: s.l0)
-        own = family in trained
-        style = {
-            "color": COLOURS[number % len(COLOURS)] if own else "#8c959f",
-            "marker": MARKERS[number % len(MARKERS)],
-            "linestyle": "-" if own else ":",
-            "linewidth": 1.6,
-            "markersize": 5,
-        }
-        for ax, name in zip(axes, ("ev", "accuracy"), strict=True):
-            ax.plot([s.l0 for s in points], [max(getattr(s, name), -0.05) for s in points], label=family, **style)
-    for value, text in ((result.original, "untouched model"), (result.zeroed, "patches zeroed")):
-        axes[1].axhline(value, color="#1b1f24", linewidth=0.9, linestyle="--")
-        axes[1].text(0.99, value, text, transform=axes[1].get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
-    axes[0].set_title(f"Explained variance, centred; {result.n_tokens:,} tokens", loc="left", fontsize=11)
-    axes[1].set_title(f"Zero-shot accuracy, spliced; {result.n_images:,} scenes", loc="left", fontsize=11)
-    floor = min(result.zeroed, *(s.accuracy for s in result.scores)) - 0.03
-    for ax in axes:
-        ax.set(
-            xscale="log", xlabel="active latents a token (L0)", ylim=(-0.06, 1.0) if ax is axes[0] else (floor, 1.005)
-        )
-        ticks = sorted({1, 2, *(s.wanted for s in result.scores), 100})
+    """Explained variance and errors of spliced zero-shot against L0, a line a family with its name beside it, as PNG.
+
+    Errors are on a logarithmic axis, the fewest at the top: near no error at all families would lie on each other.
+    """
+    fig = new_figure(12.5, 6.2)
+    styles, least = _styles(result), 0.5 / result.n_images  # no error among n is less than half of one
+    errors = [max(1 - s.accuracy, least) for s in result.scores]
+    panels = (
+        (f"Explained variance, centred; {result.n_tokens:,} tokens", lambda s: max(s.ev, -0.05)),
+        (f"Zero-shot errors, spliced; {result.n_images:,} scenes", lambda s: max(1 - s.accuracy, least)),
+    )
+    ticks = sorted({1, 2, *(s.wanted for s in result.scores)})
+    for ax, (title, height) in zip(fig.subplots(1, 2), panels, strict=True):
+        ends = {}
+        for family, style in styles.items():
+            points = sorted((s.l0, height(s)) for s in result.scores if s.family == family)
+            ax.plot(*zip(*points, strict=True), **style)
+            ends[family] = points[-1]
+        ax.set_title(title, loc="left", fontsize=11)
+        ax.set(xscale="log", xlabel="active latents a token (L0)")
         ax.set_xticks(ticks, [str(t) for t in ticks])
+        if ax is fig.axes[0]:
+            ax.set_ylim(-0.06, 1.0)
+        else:
+            worst = max(*errors, 1 - result.zeroed)
+            ax.set(yscale="log", ylim=(1.6 * worst, 0.8 * min(*errors, max(1 - result.original, least))))
+            shares = [t for t in (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1) if least <= t <= 1.6 * worst]
+            ax.set_yticks(shares, [f"{100 * t:g} %" for t in shares])
+            for value, text in ((result.original, "untouched model"), (result.zeroed, "patches zeroed")):
+                ax.axhline(max(1 - value, least), color="#1b1f24", linewidth=0.8, linestyle="--")
+                ax.text(0.01, max(1 - value, least), text, transform=ax.get_yaxis_transform(), va="bottom", fontsize=8)
         ax.minorticks_off()
         clean(ax)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+        name_lines(ax, ends, {family: style["color"] for family, style in styles.items()})
     return png(fig)
 
 
@@ -138,8 +155,9 @@ def write_evaluation(result: Evaluation, path: Path) -> Path:
             "The frontier",
             figure(
                 frontier(result),
-                "Up and to the left is better. Dotted grey: training-free baselines. Values below -.05 are drawn at -.05.",
-                "explained variance and zero-shot accuracy of every family against its number of active latents",
+                "Up and to the left is better. Dotted grey: training-free baselines. Explained variances below -.05 are "
+                "drawn at -.05; zero-shot errors are on a logarithmic axis, the fewest at the top.",
+                "explained variance and zero-shot errors of every family against its number of active latents",
             ),
         ),
         section("How it was made", facts({"vlsae": __version__, **recipe})),

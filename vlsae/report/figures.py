@@ -6,8 +6,10 @@ from io import BytesIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from sklearn.isotonic import isotonic_regression
 
 from vlsae.concepts.statistics import LatentStatistics
 from vlsae.metrics.localisation import Localisation
@@ -40,6 +42,54 @@ def clean(ax) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#e6eaee", linewidth=0.7)
     ax.set_axisbelow(True)
+
+
+def spread(wanted, gap: float, low: float, high: float) -> np.ndarray:
+    """Heights for labels: at least `gap` apart, in the order of the wanted ones and as near to them as can be.
+
+    Least squares under an order is isotonic regression of what is left when the gaps are taken off.
+
+    Args:
+        wanted: `[n]`, any order; low, high: where the first and the last may be at the outermost.
+
+    Example:
+        >>> spread([0.5, 0.5, 0.9], gap=0.1, low=0, high=1).round(2).tolist()
+        [0.45, 0.55, 0.9]
+    """
+    wanted = np.asarray(wanted, float)
+    if not len(wanted):
+        return wanted
+    order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
+    room = max(low, high - gap * (len(wanted) - 1))
+    found = np.empty_like(wanted)
+    found[order] = steps + isotonic_regression(wanted[order] - steps, y_min=low, y_max=room)
+    return found
+
+
+def name_lines(ax, ends: dict[str, tuple[float, float]], colours: dict[str, str], size: float = 8.0) -> None:
+    """Write the name of every line beside the axes, each joined to the line's last point by a thin leader.
+
+    A line that ends in the left half has its name at that point, where a leader would cross all others.
+
+    Args:
+        ax: with its limits and scales set.
+        ends: the last point of every line by name, in data coordinates.
+        colours: by name, of the text and the leader.
+        size: of the letters, in points.
+    """
+    to_axes = ax.transData + ax.transAxes.inverted()
+    places = {name: to_axes.transform(end) for name, end in ends.items()}
+    far = [name for name, (x, _) in places.items() if x >= 0.5]
+    gap = 1.25 * size / (72 * ax.figure.get_figheight() * 0.82)  # the axes take about .82 of the figure's height
+    heights = dict(zip(far, spread([places[name][1] for name in far], gap, 0.0, 1.0), strict=True))
+    for name, end in ends.items():
+        dark = [0.7 * part for part in to_rgb(colours[name])]  # thin letters need more contrast than lines
+        style = {"fontsize": size, "color": dark, "va": "center", "annotation_clip": False}
+        if name in heights:
+            leader = {"arrowstyle": "-", "color": colours[name], "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
+            ax.annotate(name, end, xytext=(1.06, heights[name]), textcoords="axes fraction", arrowprops=leader, **style)
+        else:
+            ax.annotate(name, end, xytext=(5, 0), textcoords="offset points", **style)
 
 
 def latent_scatter(statistics: LatentStatistics, marked: dict[int, str] | None = None) -> bytes:

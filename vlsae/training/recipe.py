@@ -6,10 +6,24 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
-from vlsae.dictionaries.base import DICTIONARIES
+from vlsae.dictionaries.base import DICTIONARIES, Dictionary
+from vlsae.dictionaries.baselines import BASELINES
 from vlsae.training.config import TrainConfig
 from vlsae.training.objectives import OBJECTIVES
 from vlsae.training.presets import PRESETS
+
+
+def _trained(family: str) -> type[Dictionary]:
+    """The class of a family; raises ValueError for one that does not exist, or is made and not trained."""
+    if family in BASELINES and family not in DICTIONARIES:
+        raise ValueError(
+            f"{family!r} needs no training: make it from activations x [N, d] by fit_baselines(x, k)[{family!r}] of "
+            "vlsae.dictionaries.baselines."
+        )
+    kind = DICTIONARIES.get(family)
+    if not kind.trainable:
+        raise ValueError(f"{family!r} needs no training: make it by {kind.made_by}.")
+    return kind
 
 
 def _constructor(family: str) -> set[str]:
@@ -47,9 +61,7 @@ def make_config(family: str | None, preset: str | None, options: dict[str, Any])
     named = {**recipe.get("options", {}), **given.pop("options", {})}
     special = {**named, **{name: given.pop(name) for name in list(given) if name not in known}}
     config = TrainConfig(**given, options=special)
-    kind = DICTIONARIES.get(config.family)
-    if not kind.trainable:
-        raise ValueError(f"{config.family!r} is not trained; make it with its class methods, or train another family.")
+    kind = _trained(config.family)
     config = replace(config, dead_policy=config.dead_policy or kind.dead_policy)
     readers = _constructor(config.family).union(*(OBJECTIVES.get(name).options for name in objective_names(config)))
     unknown = sorted(set(special) - readers)

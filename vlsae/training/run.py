@@ -16,20 +16,20 @@ from torch import Tensor
 from vlsae.activations.paired import PairedActivations
 from vlsae.activations.reader import ActivationStore, ReaderState
 from vlsae.activations.stream import StreamActivations
-from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary, Trace
-from vlsae.dictionaries.checkpoint import save_dictionary
+from vlsae.dictionaries.checkpoint import save_dictionary, save_in_parts
 from vlsae.dictionaries.transform import InputTransform
+from vlsae.training.checkpoint import CHECKPOINT, read_checkpoint, weights_of_parts, write_checkpoint
 from vlsae.training.config import TrainConfig
 from vlsae.training.end_to_end import SplicedModel
 from vlsae.training.loggers import open_loggers
 from vlsae.training.objectives import OBJECTIVES, Step, explained_variance
 from vlsae.training.objectives.base import Start
-from vlsae.training.recipe import constructor_arguments, objective_names
+from vlsae.training.recipe import objective_names
 from vlsae.training.resampling import resample
-from vlsae.training.start import initial_bias, total_variance
-
-CHECKPOINT = "checkpoint.pt"
+from vlsae.training.sorting import sort_latents
+from vlsae.training.start import initial_bias, initial_dictionary, total_variance
+from vlsae.training.team import Team
 
 
 class TrainingDiverged(RuntimeError):
@@ -58,10 +58,23 @@ def origin(data) -> dict[str, str | None]:
 
 
 class Run:
-    """The state of a run: dictionary, optimiser, dead-latent counters, and where the data stands."""
+    """The state of a run: dictionary, optimiser, dead-latent counters, and where the data stands.
 
-    def __init__(self, data, config: TrainConfig, out: Path | None, device: torch.device, select, logger: str = ""):
+    In a team, `dictionary` holds this process's latents, and every process reads all of the data.
+    """
+
+    def __init__(
+        self,
+        data,
+        config: TrainConfig,
+        out: Path | None,
+        device: torch.device,
+        select,
+        logger: str = "",
+        team: Team | None = None,
+    ):
         self.data, self.config, self.out, self.device, self.select = data, config, out, device, select
+        self.team = team or Team()
         family = DICTIONARIES.get(config.family)
         sample = self._sample(family.start_sample)
         if hasattr(data, "target") and config.input_transform != "none":
@@ -71,7 +84,7 @@ class Run:
         transform = InputTransform.fit(sample, config.input_transform)
         sample = transform(sample)
         target = getattr(data, "target", sample)
-        self.dictionary = family(data.d, config.n_latents, seed=config.seed, **constructor_arguments(config))
+        self.dictionary = initial_dictionary(config, data.d, self.team)
         if isinstance(self.dictionary.b_dec, torch.nn.Parameter):
             self.dictionary.b_dec.data.copy_(initial_bias(target, config.b_dec_init))
             self.dictionary.b_dec.requires_grad_(config.b_dec_init != "none")
@@ -84,11 +97,13 @@ class Run:
             self.dictionary.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.adam_eps,
             weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
-        self.silent = torch.zeros(config.n_latents, dtype=torch.long, device=device)
+        self.silent = torch.zeros(self.dictionary.n_latents, dtype=torch.long, device=device)
         self.step, self.tokens_seen, self.reader = 0, 0, ReaderState(seed=config.order_seed)
         self.started = time.time()
-        self._resume()
-        self.loggers = open_loggers(logger, out, self.step, asdict(config))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            read_checkpoint(self)
+        self.loggers = open_loggers(logger, out, self.step, asdict(config)) if self.team.leads else []
 
     def _sample(self, n: int) -> Tensor:
         if isinstance(self.data, StreamActivations):
@@ -150,21 +165,31 @@ class Run:
 
     def update(self) -> dict | None:
         """The optimiser's step on the gradients of `loss`, and everything that follows from it."""
-        config, sae = self.config, self.dictionary
-        rate = learning_rate(config, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        sae.constrain_gradient()
-        if config.clip_gradient:
-            torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip_gradient)
-        self.optimizer.step()
-        sae.constrain()
+        config = self.config
+        self.step_weights()
         if config.dead_policy == "resample" and (self.step + 1) % config.resample_every == 0:
             resample(self.at, self.optimizer, seed=config.seed * 1_000_003 + self.step + 1)
             fired = (self.at.z != 0).any(0) | self.at.dead
         else:
             fired = (self.at.z != 0).any(0)
+        if config.option("sort_latents", False):
+            order = sort_latents(self.dictionary, self.at.z, self.optimizer)
+            fired, self.silent = fired[order], self.silent[order]
         return self.finish_step(len(self.at.x), fired, self._measure)
+
+    def step_weights(self) -> None:
+        """The optimiser's step, with the constraints of the family before and after it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        self.dictionary.constrain_gradient()
+        if self.config.clip_gradient:
+            self.clip_gradients(self.config.clip_gradient)
+        self.optimizer.step()
+        self.dictionary.constrain()
+
+    def clip_gradients(self, most: float) -> None:
+        """Bring the norm of all gradients to `most` where it is larger."""
+        torch.nn.utils.clip_grad_norm_(self.dictionary.parameters(), most)
 
     def finish_step(self, n: int, fired: Tensor, measure: Callable[[], dict[str, float]]) -> dict | None:
         """Count a step of `n` tokens in which these latents fired; log and save when it is time for it."""
@@ -178,7 +203,9 @@ class Run:
             for logger in self.loggers:
                 logger.log(row)
         if self.out is not None and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
-            self._save_checkpoint()
+            finite = torch.tensor(float(self._is_finite()), device=self.device)
+            if self.team.least(finite):  # one must be able to go on from it; the next loss will stop the run
+                write_checkpoint(self)
         return row
 
     @torch.no_grad()
@@ -202,46 +229,6 @@ class Run:
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(p).all()) for p in self.dictionary.parameters())
 
-    def _save_checkpoint(self) -> None:
-        if not self._is_finite():
-            return  # a checkpoint must be a state from which training can go on; the next loss will stop the run
-        state = {
-            "config": asdict(self.config),
-            "dictionary": self.dictionary.state_dict(),
-            "objectives": {objective.name: objective.state for objective in self.objectives},
-            "optimizer": self.optimizer.state_dict(),
-            "silent": self.silent,
-            "step": self.step,
-            "tokens_seen": self.tokens_seen,
-            "data": self.fingerprint,
-            "reader": [self.reader.seed, self.reader.rank, self.reader.position],
-        }
-        with replacing(self.out / CHECKPOINT) as partial:
-            torch.save(state, partial)
-
-    def _resume(self) -> None:
-        if self.out is None:
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not (self.out / CHECKPOINT).exists():
-            return
-        state = torch.load(self.out / CHECKPOINT, weights_only=True, map_location=self.device)
-        now = asdict(self.config)
-        changed = [f"{k}: {state['config'].get(k)!r} there, {v!r} now" for k, v in now.items()
-                   if state["config"].get(k) != v]  # fmt: skip
-        if changed:
-            raise ValueError(f"{self.out} holds a run of another recipe ({'; '.join(changed)}); use another folder.")
-        if isinstance(self.data, StreamActivations) and self.data.once:
-            raise ValueError(f"{self.out} holds a run that a stream read once cannot continue; use another folder.")
-        if state["data"] != self.fingerprint:
-            raise ValueError(f"{self.out} holds a run on other data ({state['data']}); use another folder.")
-        self.dictionary.load_state_dict(state["dictionary"])
-        for objective in self.objectives:
-            objective.state = state["objectives"][objective.name]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.silent, self.step, self.tokens_seen = state["silent"], state["step"], state["tokens_seen"]
-        self.reader = ReaderState(*state["reader"])
-
     def finish(self) -> Dictionary:
         """Write down where the dictionary comes from, and save it."""
         if not self._is_finite():
@@ -255,6 +242,10 @@ class Run:
         self.dictionary.requires_grad_(False)
         for logger in self.loggers:
             logger.close()
-        if self.out is not None:
-            save_dictionary(self.dictionary, self.out)
+        if self.out is not None and self.team.leads:
+            if self.team.shards > 1:
+                save_in_parts(weights_of_parts(self.out), self.dictionary, self.config.n_latents, self.out)
+            else:
+                save_dictionary(self.dictionary, self.out)
+        self.team.wait()
         return self.dictionary

@@ -1,9 +1,37 @@
-"""Where training starts: the decoder bias, and the variance of the data."""
+"""Where training starts: the weights, the decoder bias, and the variance of the data."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from vlsae.dictionaries.base import DICTIONARIES, Dictionary, initial_atoms
+from vlsae.training.config import TrainConfig
+from vlsae.training.recipe import constructor_arguments
+from vlsae.training.team import Team
+
+
+def initial_dictionary(config: TrainConfig, d: int, team: Team) -> Dictionary:
+    """A dictionary of the recipe's family with the latents that this process has."""
+    family, arguments = DICTIONARIES.get(config.family), constructor_arguments(config)
+    if team.shards == 1:
+        return family(d, config.n_latents, seed=config.seed, **arguments)
+    own = team.own_latents(config.n_latents)
+    n = own.stop - own.start
+    if "k" in arguments:
+        arguments["k"] = min(config.k, n)
+    part = family(d, n, seed=config.seed, **arguments)
+    if "k" in arguments:
+        part.k = config.k
+    if family._init_weights is Dictionary._init_weights:
+        atoms = initial_atoms(torch.Generator().manual_seed(config.seed), config.n_latents, d, own)
+        part.W_dec.data.copy_(atoms)
+        part.W_enc.data.copy_(atoms.T)
+    else:  # a start of its own: every process makes the whole once
+        whole = family(d, config.n_latents, seed=config.seed, **arguments)
+        part.W_dec.data.copy_(whole.W_dec.data[own])
+        part.W_enc.data.copy_(whole.W_enc.data[:, own])
+    return part
 
 
 def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -1,137 +1,144 @@
-"""A run of a sparse family whose step never leaves the codes."""
+"""A run of a sparse family whose step never leaves the active codes: torch operations, on any device, in any team."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vlsae.dictionaries.batch_topk import BatchTopKDictionary
 from vlsae.dictionaries.nested_dictionary import NestedDictionaryMatryoshka
-from vlsae.dictionaries.selection import Products, Rows, in_threads, largest_of_batch, positive, top_k
+from vlsae.dictionaries.selection import Products, Rows, likely_bound, positive, top_k
 from vlsae.dictionaries.topk import TopKDictionary
 from vlsae.training.config import TrainConfig
-from vlsae.training.fused import kernels
+from vlsae.training.fused import tensors
 from vlsae.training.fused.dead import DeadCodes
+from vlsae.training.fused.entries import Entries, Errors
+from vlsae.training.objectives.auxk import auxiliary_k
 from vlsae.training.recipe import objective_names
-from vlsae.training.run import Run, learning_rate
+from vlsae.training.run import Run
 
 TERMS = {
     "topk": {"reconstruction"}, "abs_topk": {"reconstruction"}, "batch_topk": {"reconstruction"},
     "nested_dictionary": {"nested_dictionary"}, "relu": {"reconstruction", "l1"},
 }  # fmt: skip
 LIKELY = 0.8  # of the moving threshold: where BatchTopK begins to look
+DENSE = 1 / 32  # share of active latents above which ReLU dictionaries are quicker trained by autograd
+PROBE = 64  # one token in so many tells whether they are
 
 
-def can_fuse(config: TrainConfig, device: torch.device, data) -> bool:
+def can_fuse(config: TrainConfig, data) -> bool:
     """Whether this engine makes the same steps as autograd for a recipe."""
     return (
-        device.type == "cpu"
-        and set(objective_names(config)) - {"auxk"} == TERMS.get(config.family)
+        set(objective_names(config)) - {"auxk"} == TERMS.get(config.family)
         and config.dead_policy in ("auxk", "none")
         and not hasattr(data, "target")
+        and not config.option("sort_latents", False)
     )
 
 
-@dataclass
-class Entries:
-    """Active codes with their gradients: entry `e` is code `val[e]` of latent `idx[e]` for token `token[e]`.
-
-    Attributes:
-        u: gradient of the loss towards each code.
-        G: `[rows, d]`, gradients towards reconstructions; `row` says which one an entry's atom takes part in.
-        for_b_dec: gradient of the decoder bias as part of the reconstruction, `[d]`.
-        residual: `[B, d]`, `xhat - x`.
-    """
-
-    token: np.ndarray
-    idx: np.ndarray
-    val: np.ndarray
-    u: np.ndarray
-    row: np.ndarray
-    G: np.ndarray
-    for_b_dec: np.ndarray
-    residual: np.ndarray
-
-    def extend(self, token, idx, val, u, G) -> None:
-        """Add entries that have a gradient row a token."""
-        rows = {"token": token, "idx": idx, "val": val, "u": u, "row": len(self.G) + token}
-        for name, values in rows.items():
-            setattr(self, name, np.concatenate([getattr(self, name), values.astype(getattr(self, name).dtype)]))
-        self.G = np.concatenate([self.G, G])
-
-
-class FusedRun(Run):
+class SparseRun(Run):
     """`Run` with its own step; state, checkpoints and logs are the same, so that either engine continues the other's.
 
-    A step is one dense product for the codes; reconstruction, gradients and exact Adam then visit active codes only.
+    A step is one dense product for the codes; reconstruction and gradients then visit active codes only. Sums over tokens
+    or latents that other processes have go through the team.
     """
 
     def advance(self, x: Tensor) -> dict | None:
-        x = x.contiguous()
+        if self._is_dense(x):
+            return super().advance(x)
+        self.n = len(x)
+        x = self.team.share(x).contiguous()
         centred = self.dictionary.reads(x).detach().contiguous()
         dead = self.silent >= self.config.dead_after_tokens
-        watch = DeadCodes.watch(self.dictionary, self.config, dead, len(x))
+        watch = self._watch(dead)
         codes = self._select(centred, watch)
-        entries = self._reconstruct(x, codes)
-        if watch is not None:
-            self.terms["auxk"] = watch.explain(self.dictionary, self.config.aux_coefficient, entries)
-        elif self.config.dead_policy == "auxk":
-            self.terms["auxk"] = torch.zeros(())
+        errors, entries = self._reconstruct(x, codes)
+        if self.config.dead_policy == "auxk":
+            self.terms["auxk"] = self._explain_rest(errors.residual, watch, entries)
         self.require_finite(sum(self.terms.values()))
-        self._learn(centred, entries)
+        self.learn(centred, entries, errors.G[:, 0].sum(0))
         fired = torch.zeros_like(dead)
-        fired[torch.from_numpy(codes.idx).long()] = True
-        return self.finish_step(len(x), fired, lambda: self._tell(x, codes, entries, dead))
+        fired[codes.idx.long()] = True
+        fired = self.team.anywhere(fired)
+        return self.finish_step(self.n, fired, lambda: self._tell(x, codes, errors.residual, dead))
 
-    def _tell(self, x: Tensor, codes: Rows, entries: Entries, dead: Tensor) -> dict[str, float]:
-        left, spread = np.square(entries.residual, dtype=np.float64).sum(), (x - x.mean(0)).double().square().sum()
-        return {"ev": 1 - float(left / spread), "l0": len(codes.val) / len(x), "dead": float(dead.float().mean())}
+    def _is_dense(self, x: Tensor) -> bool:
+        """Whether a ReLU dictionary has too many active codes to gain from their being sparse, as at the start."""
+        if self.dictionary.family != "relu" or self.team.size > 1:
+            return False
+        return float((self.dictionary.pre(x[::PROBE]).detach() > 0).float().mean()) > DENSE
+
+    def _watch(self, dead: Tensor) -> DeadCodes | None:
+        """Who collects the codes of dead latents while products pass by; None where no latent is dead."""
+        if self.config.dead_policy != "auxk":
+            return None
+        n_dead = int(self.team.over_latents(dead.sum()))
+        if n_dead == 0:
+            return None
+        latents = dead.nonzero()[:, 0]
+        k = min(self.config.aux_k or auxiliary_k(self.dictionary.d), n_dead)
+        return DeadCodes(latents, self.dictionary.b_enc.data[latents], k)
 
     def _select(self, centred: Tensor, watch: DeadCodes | None) -> Rows:
-        sae = self.dictionary
-        keys = sae.keys()
+        sae, keys = self.dictionary, self.dictionary.keys()
         rounded = keys.bfloat16() if self.config.selection == "bfloat16" else None
         products = Products(centred, keys, sae.b_enc.data, rounded)
         if isinstance(sae, TopKDictionary):
-            return top_k(products, sae.k, signed=sae.signed, also=watch)
+            own = top_k(products, min(sae.k, sae.n_latents), signed=sae.signed, also=watch)
+            return self.team.best(own, sae.k, sae.signed)
         if not isinstance(sae, BatchTopKDictionary):
             return positive(products, also=watch)
-        rows = largest_of_batch(products, sae.k, LIKELY * float(sae.threshold[0]), also=watch)
-        if len(rows.val):
-            sae.remember(torch.tensor(float(rows.val.min())))
+        return self._largest_of_batch(products, watch)
+
+    def _largest_of_batch(self, products: Products, watch: DeadCodes | None) -> Rows:
+        """The `n k` largest positive codes of the whole batch; ties go to the earlier token, then the lower latent."""
+        sae, team, wanted = self.dictionary, self.team, self.n * self.dictionary.k
+        room = 8 * sae.k
+        bound = LIKELY * float(sae.threshold[0])
+        if bound == 0:  # the first step of all
+            bound = float(team.least(torch.tensor(likely_bound(products, wanted), device=products.x.device)))
+        rows = positive(products, bound, room, also=watch)
+        if bound > 0 and int(team.over_all(torch.tensor(len(rows.val), device=products.x.device))) < wanted:
+            rows = positive(products, 0.0, room)
+        first, offset = team.own_tokens(self.n).start, team.own_latents(self.config.n_latents).start
+
+        def keys(at: Tensor) -> Tensor:
+            return (first + rows.numbers[at]) * self.config.n_latents + offset + rows.idx[at]
+
+        rows = rows.keep(team.largest(rows, wanted, keys))
+        smallest = team.least(torch.cat([rows.val, rows.val.new_tensor([torch.inf])]).min())
+        if torch.isfinite(smallest):
+            sae.remember(smallest)
         return rows
 
-    def _reconstruct(self, x: Tensor, codes: Rows) -> Entries:
-        """Reconstruction, the terms of the loss, and the gradients of every token."""
-        sae, n = self.dictionary, len(x)
+    def _reconstruct(self, x: Tensor, codes: Rows) -> tuple[Errors, Entries]:
+        """Reconstructions, the terms of the loss, and the gradients of every code."""
         ends, weights = self._prefixes()
-        G = np.empty((n, len(ends), sae.d), np.float32)
-        residual, loss = np.empty((n, sae.d), np.float32), np.empty(n, np.float32)
-        u = np.empty(len(codes.val), np.float32)
-        W, b = sae.W_dec.data.numpy(), sae.b_dec.data.numpy()
-        sparse, scale = (codes.ptr, codes.idx, codes.val), self._token_weights(x)
-        in_threads(kernels.reconstruct, n, x.numpy(), W, b, *sparse, ends, weights, scale, G, residual, u, loss)
-        self.terms = {self.objectives[0].name: torch.tensor(float(loss.sum(dtype=np.float64)))}
-        token = np.repeat(np.arange(n, dtype=np.int32), np.diff(codes.ptr))
-        row = token * len(ends) + np.searchsorted(ends, codes.idx, side="right").astype(np.int32)
-        if sae.family == "relu":
-            self._penalise(x, codes, token, u)
-        return Entries(token, codes.idx, codes.val, u, row, G.reshape(-1, sae.d), G[:, 0].sum(0), residual)
+        b_dec, scale = self.dictionary.b_dec.data, self._token_weights(x)
+        errors = self.nested_errors(x, b_dec, codes, ends, weights, scale)
+        entries = Entries.of(codes, errors, ends)
+        self.terms = {self.objectives[0].name: self.team.over_tokens(errors.loss)}
+        if self.dictionary.family == "relu":
+            self.terms["l1"] = self._penalise(x, entries)
+        return errors, entries
 
-    def _prefixes(self) -> tuple[np.ndarray, np.ndarray]:
+    def nested_errors(self, y, bias, codes: Rows, ends, weights, scale) -> Errors:
+        """`tensors.nested_errors` with this run's atoms and team."""
+        W = self.dictionary.W_dec.data
+        return tensors.nested_errors(y, W, bias, codes, ends, weights, scale, self.team)
+
+    def _prefixes(self) -> tuple[Tensor, Tensor]:
         """Ends and weights of nested reconstructions; one of all latents for families that are not nested."""
         n, term = self.dictionary.n_latents, self.objectives[0]
         if not isinstance(self.dictionary, NestedDictionaryMatryoshka):
-            return np.array([n]), np.ones(1, np.float32)
-        ends = np.array(term.prefixes(SimpleNamespace(dictionary=self.dictionary)))
+            return torch.tensor([n], device=self.device), torch.ones(1, device=self.device)
+        ends = torch.tensor(term.prefixes(SimpleNamespace(dictionary=self.dictionary)), device=self.device)
         term.step += 1
-        return ends, (ends / n if term.weights == "size" else np.ones(len(ends))).astype(np.float32)
+        return ends, ends / n if term.weights == "size" else torch.ones(len(ends), device=self.device)
 
-    def _token_weights(self, x: Tensor) -> np.ndarray:
+    def _token_weights(self, x: Tensor) -> Tensor:
         """What every token's squared error is multiplied with, `[B]`; see `Reconstruction`."""
         term = self.objectives[0]
         error = term.reconstruction if isinstance(self.dictionary, NestedDictionaryMatryoshka) else term
@@ -142,60 +149,57 @@ class FusedRun(Run):
             "normalised": 1 / norms.square().clamp_min(1e-12),
             "variance": torch.full_like(norms, 1 / error.variance),
         }
-        return (weights[error.scale] / len(x)).numpy()
+        return weights[error.scale] / self.n
 
-    def _penalise(self, x: Tensor, codes: Rows, token: np.ndarray, u: np.ndarray) -> None:
+    def _penalise(self, x: Tensor, entries: Entries) -> Tensor:
+        """L1, and its part in the gradients of the codes."""
         l1 = self.objectives[1]
-        share = (1 / x.norm(dim=1).clamp_min(1e-6) if l1.relative else torch.ones(len(x))).numpy() / len(x)
-        coefficient = l1.steer_to(len(codes.val) / len(x))
-        u += np.float32(coefficient) * share[token]
-        self.terms["l1"] = torch.tensor(coefficient * float((codes.val * share[token]).sum(dtype=np.float64)))
+        share = (1 / x.norm(dim=1).clamp_min(1e-6) if l1.relative else x.new_ones(len(x))) / self.n
+        active = self.team.over_all(torch.tensor(float(len(entries.val)), device=x.device))
+        coefficient = l1.steer_to(float(active) / self.n)
+        each = share[entries.token.long()]
+        entries.u += coefficient * each
+        return coefficient * self.team.over_all((entries.val * each).sum(dtype=torch.float64))
 
-    def _learn(self, centred: Tensor, entries: Entries) -> None:
-        """Adam on atoms and keys by the kernels, on the biases by torch's optimiser."""
-        sae, config, n = self.dictionary, self.config, self.dictionary.n_latents
-        rate = learning_rate(config, self.step)
-        start, order = np.empty(n + 1, np.int64), np.empty(len(entries.idx), np.int64)
-        kernels.by_latent(entries.idx, n, start, order)
-        X, W, E = centred.numpy(), sae.W_dec.data.numpy(), sae.keys().numpy()
-        for_keys = np.bincount(entries.idx, entries.u, n).astype(np.float32)
-        sae.W_enc.grad = sae.W_dec.grad = None
-        sae.b_enc.grad = torch.from_numpy(for_keys)
+    def _explain_rest(self, residual: Tensor, watch: DeadCodes | None, entries: Entries) -> Tensor:
+        """Add the entries by which dead latents explain what is left; returns AuxK's term of the loss."""
+        nothing, error = torch.zeros((), device=residual.device), -residual
+        if watch is None:
+            return nothing
+        mean = self.team.over_tokens(error.sum(0)) / self.n
+        spread = float(self.team.over_tokens((error - mean).square().sum(dtype=torch.float64))) / self.n
+        if spread == 0:
+            return nothing
+        codes = self.team.best(watch.codes, watch.k)
+        ends = torch.tensor([self.dictionary.n_latents], device=error.device)
+        scale = torch.full_like(error[:, 0], self.config.aux_coefficient / (spread * self.n))
+        errors = self.nested_errors(error, torch.zeros_like(mean), codes, ends, torch.ones_like(scale[:1]), scale)
+        entries.extend(Entries.of(codes, errors, ends))
+        return self.team.over_tokens(errors.loss)
+
+    def learn(self, centred: Tensor, entries: Entries, for_b_dec: Tensor) -> None:
+        """Gradients of all weights from the entries, and the optimiser's step."""
+        sae, total, n = self.dictionary, self.team.over_tokens, self.dictionary.n_latents
+        sae.W_dec.grad = total(tensors.gathered(entries.idx, entries.row, entries.val, entries.G, n))
+        sae.W_enc.grad = total(tensors.gathered(entries.idx, entries.token, entries.u, centred, n)).T
+        sae.b_enc.grad = total(torch.bincount(entries.idx, entries.u, n).float())
         if sae.b_dec.requires_grad:
-            sae.b_dec.grad = torch.from_numpy(entries.for_b_dec - for_keys @ E)
-        sparse = (X, entries.G, W, entries.token, entries.row, entries.val, entries.u, start, order, sae.unit_atoms)
-        clip = self._clip(sparse)
-        atoms, keys = self._moments(sae.W_dec), self._moments(sae.W_enc)
-        t = float(atoms["step"])
-        scalars = (
-            clip, 1 - rate * config.weight_decay, rate / (1 - config.beta1**t), config.beta1, config.beta2,
-            1 / (1 - config.beta2**t) ** 0.5, config.adam_eps,
-        )  # fmt: skip
-        moments = (atoms["exp_avg"].numpy(), atoms["exp_avg_sq"].numpy())
-        of_keys = (keys["exp_avg"].T.numpy(), keys["exp_avg_sq"].T.numpy())
-        in_threads(kernels.update, n, *sparse, *moments, E, *of_keys, *map(np.float32, scalars))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+            sae.b_dec.grad = total(for_b_dec) - self.team.over_latents(sae.b_enc.grad @ sae.keys())
+        self.step_weights()
 
-    def _clip(self, sparse: tuple) -> float:
-        """The factor that brings the norm of all gradients to `clip_gradient`; those of the biases are scaled here."""
-        if not self.config.clip_gradient:
-            return 1.0
-        squares = np.empty(self.dictionary.n_latents, np.float32)
-        in_threads(kernels.gradient_norms, len(squares), *sparse, squares)
-        biases = [p.grad for p in self.dictionary.parameters() if p.grad is not None]
-        norm = (float(squares.sum(dtype=np.float64)) + sum(float(g.square().sum()) for g in biases)) ** 0.5
-        factor = min(1.0, self.config.clip_gradient / (norm + 1e-6))
-        for g in biases:
-            g.mul_(factor)
-        return factor
+    def clip_gradients(self, most: float) -> None:
+        sae = self.dictionary
+        own = sum(p.grad.square().sum(dtype=torch.float64) for p in (sae.W_dec, sae.W_enc, sae.b_enc))
+        shared = sae.b_dec.grad.square().sum(dtype=torch.float64) if sae.b_dec.requires_grad else 0.0
+        norm = (self.team.over_latents(own) + shared).sqrt()
+        for p in sae.parameters():
+            if p.grad is not None:
+                p.grad.mul_(min(1.0, most / (float(norm) + 1e-6)))
 
-    def _moments(self, p: torch.nn.Parameter) -> dict:
-        """Adam's state of a parameter, one step on, kept where torch's optimiser keeps it."""
-        state = self.optimizer.state[p]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        state["step"] += 1
-        return state
+    def _tell(self, x: Tensor, codes: Rows, residual: Tensor, dead: Tensor) -> dict[str, float]:
+        team = self.team
+        mean = team.over_tokens(x.sum(0)) / self.n
+        left, spread = (team.over_tokens(part.square().sum(dtype=torch.float64)) for part in (residual, x - mean))
+        active = team.over_all(torch.tensor(float(len(codes.val)), device=x.device))
+        share = team.over_latents(dead.sum()) / self.config.n_latents
+        return {"ev": 1 - float(left / spread), "l0": float(active) / self.n, "dead": float(share)}

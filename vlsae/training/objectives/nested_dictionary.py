@@ -15,7 +15,8 @@ class NestedDictionary(Objective):
     """`sum_i w_i L(x, z_{0:m_i} W_dec_{0:m_i} + b_dec)` over the prefixes `m_i` of `NestedDictionaryMatryoshka`.
 
     Bussmann et al. 2025 (arXiv 2503.17547), section 3. A prefix adds its own latents to the reconstruction of the one
-    before, so all of them cost one decoding.
+    before, so all of them cost one decoding. `sort_latents` (with `random`, as in the paper's toy model) renumbers
+    latents by their energy after every step.
 
     Args:
         reconstruction: the error of one prefix.
@@ -29,7 +30,7 @@ class NestedDictionary(Objective):
     """
 
     name = "nested_dictionary"
-    options = ("prefix_weights", "random_prefixes")
+    options = ("prefix_weights", "random_prefixes", "sort_latents")
 
     def __init__(self, reconstruction: Reconstruction, weights: str = "equal", random: int = 0, seed: int = 0):
         if weights not in ("equal", "size"):

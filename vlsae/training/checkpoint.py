@@ -1,0 +1,132 @@
+"""A run on disk: one file, or one a part of the dictionary, from which any number of processes can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlsae.activations.reader import ReaderState
+from vlsae.activations.stream import StreamActivations
+from vlsae.atomic import replacing
+
+if TYPE_CHECKING:
+    from vlsae.training.run import Run
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def write_checkpoint(run: Run) -> None:
+    """Replace the checkpoint in the run's folder, in one step; files of parts are written before, old ones then removed."""
+    shards = run.team.shards
+    state = {
+        "config": asdict(run.config),
+        "objectives": {objective.name: objective.state for objective in run.objectives},
+        "step": run.step,
+        "tokens_seen": run.tokens_seen,
+        "data": run.fingerprint,
+        "reader": [run.reader.seed, run.reader.rank, run.reader.position],
+        "parts": [f"checkpoint-{run.step}.{s}-of-{shards}.pt" for s in range(shards)] if shards > 1 else [],
+    }
+    own = {
+        "dictionary": run.dictionary.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "silent": run.silent,
+    }
+    if shards > 1:
+        if run.team.rank < shards:
+            with replacing(run.out / state["parts"][run.team.shard]) as partial:
+                torch.save(own, partial)
+        own = {}
+        run.team.wait()
+    if run.team.leads:
+        with replacing(run.out / CHECKPOINT) as partial:
+            torch.save(state | own, partial)
+        for old in set(run.out.glob("checkpoint-*.pt")) - {run.out / name for name in state["parts"]}:
+            old.unlink()
+    run.team.wait()
+
+
+def read_checkpoint(run: Run) -> None:
+    """Put a run where its folder's checkpoint is, if there is one.
+
+    Raises:
+        ValueError: for a checkpoint of another recipe or of other data.
+    """
+    path = run.out / CHECKPOINT
+    if not path.exists():
+        return
+    state = torch.load(path, weights_only=True, map_location=run.device)
+    now = asdict(run.config)
+    changed = [
+        f"{k}: {state['config'].get(k)!r} there, {v!r} now" for k, v in now.items() if state["config"].get(k) != v
+    ]
+    if changed:
+        raise ValueError(f"{run.out} holds a run of another recipe ({'; '.join(changed)}); use another folder.")
+    if isinstance(run.data, StreamActivations) and run.data.once:
+        raise ValueError(f"{run.out} holds a run that a stream read once cannot continue; use another folder.")
+    if state["data"] != run.fingerprint:
+        raise ValueError(f"{run.out} holds a run on other data ({state['data']}); use another folder.")
+    parts = [_load_part(run.out / name) for name in state.get("parts", [])]
+    if run.team.shards > 1 or parts:
+        own = _own_part(run, parts or [state])
+    else:
+        own = state
+    run.dictionary.load_state_dict(own["dictionary"])
+    run.optimizer.load_state_dict(own["optimizer"])
+    for objective in run.objectives:
+        objective.state = state["objectives"][objective.name]
+    run.silent, run.step, run.tokens_seen = own["silent"].to(run.device), state["step"], state["tokens_seen"]
+    run.reader = ReaderState(*state["reader"])
+
+
+def weights_of_parts(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """The weights of every part of a checkpoint, mapped into memory only."""
+    state = torch.load(folder / CHECKPOINT, weights_only=True, mmap=True)
+    for name in state["parts"]:
+        yield _load_part(folder / name)["dictionary"]
+
+
+def _load_part(path: Path) -> dict:
+    return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+
+
+def _own_part(run: Run, parts: list[dict]) -> dict:
+    """This process's latents, from parts that divide the latents in another way."""
+    own, axes = run.team.own_latents(run.config.n_latents), run.dictionary.latent_axis
+    dictionary = {
+        name: _cut_out([part["dictionary"][name] for part in parts], axes.get(name), own)
+        for name in parts[0]["dictionary"]
+    }
+    names = [name for name, _ in run.dictionary.named_parameters()]
+    optimizer = {
+        "param_groups": parts[0]["optimizer"]["param_groups"],
+        "state": {
+            number: {
+                key: _cut_out([part["optimizer"]["state"][number][key] for part in parts],
+                              axes.get(names[number]) if key != "step" else None, own)
+                for key in values
+            }
+            for number, values in parts[0]["optimizer"]["state"].items()
+        },
+    }  # fmt: skip
+    return {
+        "dictionary": dictionary,
+        "optimizer": optimizer,
+        "silent": _cut_out([part["silent"] for part in parts], 0, own),
+    }
+
+
+def _cut_out(parts: list[Tensor], axis: int | None, own: slice) -> Tensor:
+    """Latents `own` of tensors that follow each other along `axis`, laid out latent by latent as they are."""
+    if axis is None:
+        return parts[0].clone()
+    begin, pieces = 0, []
+    for part in (part.movedim(axis, 0) for part in parts):
+        pieces.append(part[max(0, own.start - begin) : max(0, own.stop - begin)])
+        begin += len(part)
+    return torch.cat(pieces).movedim(0, axis)
