@@ -6,7 +6,6 @@ import json
 import random
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,12 +162,10 @@ def _scores(model, dictionary, names, draws, stores, labels, seed) -> tuple[dict
         metrics[key] = replace(
             metric, baselines={} if key == "dead" else {name: found[name][key].value for name in bases}
         )
-    splice = partial(spliced_zero_shot, model, images=draws["single"], labels=labels, site=SITE,
-                     class_names=concepts()["object"], templates=("{}",))  # fmt: skip
-    accuracy = {name: splice(basis, modes=("spliced",)) for name, basis in bases.items()} | {"sae": splice(dictionary)}
-    for mode, metric in accuracy["sae"].items():
-        baselines = {name: accuracy[name]["spliced"].value for name in bases} if mode == "spliced" else {}
-        metrics[metric.name] = replace(metric, baselines={**baselines, "chance": 1 / len(concepts()["object"])})
+    accuracy = spliced_zero_shot(model, dictionary, draws["single"], labels, concepts()["object"], templates=("{}",),
+                                 site=SITE, baselines=bases)  # fmt: skip
+    for metric in accuracy.values():
+        metrics[metric.name] = replace(metric, baselines={**metric.baselines, "chance": 1 / len(concepts()["object"])})
     return localisation, metrics
 
 
@@ -179,7 +176,7 @@ def _localise_all(dictionary, bases, store, owner, seed) -> dict[str, Localisati
     random_directions = torch.nn.functional.normalize(torch.randn(store.d, dictionary.n_latents, generator=generator),
                                                       dim=0)  # fmt: skip
     views = {
-        "sae": (dictionary.encode, False),
+        "sae": (dictionary.encode_sparse, False),
         "neurons": (lambda v: v, True),
         "pca": (lambda v: (v - bases["pca"].b_dec) @ bases["pca"].W_enc, True),
         "random": (lambda v: v @ random_directions, True),

@@ -121,7 +121,7 @@ class _Bench:
     def score(self, name: str, dictionary: Dictionary, k: int, trained: bool, **more: float) -> Score:
         found = {key: metric.value for key, metric in reconstruction(dictionary, self.store).items()}
         accuracy = self.zero_shot(dictionary, modes=("spliced",))["spliced"].value
-        where = localise(dictionary.encode, self.x, self.owner, len(self.words), dictionary.signed)
+        where = localise(dictionary.encode_sparse, self.x, self.owner, len(self.words), dictionary.signed)
         return Score(name, trained, k, dictionary.n_latents, found["l0"], found["ev_centred"], found["dead"], accuracy,
                      where.share_above(), where.median, **more)  # fmt: skip
 

@@ -126,6 +126,20 @@ def test_edit_sees_before_later_hooks(model, photos):
     assert value.abs().max() == 0
 
 
+def test_a_batch_may_grow_at_a_residual_site(model, photos):
+    """Several edits in one pass give what each gives alone."""
+    edits = [lambda x: x, torch.zeros_like, lambda x: 2 * x]
+    pixels = model.pixels(photos)
+    for site in ("vision.0.resid_post", "vision.1.resid_pre", "vision.pooled"):
+        with torch.no_grad(), model.edit(site, lambda x: torch.cat([fn(x) for fn in edits])):
+            together = model.forward_image(pixels)
+        for fn, part in zip(edits, together.chunk(len(edits)), strict=True):
+            with torch.no_grad(), model.edit(site, fn):
+                assert torch.allclose(part, model.forward_image(pixels), atol=1e-5)
+    with pytest.raises(ValueError, match="The edit at"), model.edit("vision.0.mlp_out", lambda x: torch.cat([x, x])):
+        model.encode_image(photos)
+
+
 def test_wrong_shape_and_wrong_sites(model, photos):
     with pytest.raises(ValueError, match=r"return \(3, "), model.edit("vision.0.resid_post", lambda x: x[:, :1]):
         model.encode_image(photos)

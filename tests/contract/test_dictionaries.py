@@ -68,6 +68,15 @@ def test_sparse_and_dense_codes_agree(sae, x):
     assert torch.allclose(sae.decode(codes), sae.decode(sae.encode(x)), atol=1e-5)  # sums in another order
 
 
+def test_views_of_sparse_codes(sae, x):
+    """Columns in any order and twice, the peak of every latent, and the reconstruction, as from dense codes."""
+    z, codes = sae.encode(x), sae.encode_sparse(x)
+    assert torch.allclose(codes.columns([4, 0, 4]), z[:, [4, 0, 4]], atol=1e-6)
+    assert torch.allclose(codes.peaks(), z.amax(0).clamp_min(0), atol=1e-6)
+    images = x[:6].reshape(2, 3, D)
+    assert torch.allclose(sae.reconstruct(images), sae(images), atol=1e-5)
+
+
 def test_save_and_load_are_bit_equal(sae, x, tmp_path):
     sae.metadata = {"site": "vision.4.resid_post", "model": "tiny", "recipe": {"lr": 0.1}}
     other = load_dictionary(sae.save(tmp_path / "d"))

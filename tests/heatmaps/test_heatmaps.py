@@ -8,7 +8,7 @@ from PIL import Image
 import vlsae
 from vlsae.dictionaries.relu import ReLUDictionary
 from vlsae.dictionaries.topk import TopKDictionary
-from vlsae.heatmaps.maps import latent_grids, strongest_latents
+from vlsae.heatmaps.maps import latent_grids, stored_grids, strongest_latents
 from vlsae.heatmaps.render import color_bar, contour, overlay, reference_grid, value_range
 
 
@@ -54,6 +54,16 @@ def test_grids_are_the_codes_in_reading_order(tiny):
     assert torch.equal(grids[1, 1].flatten(), z[1, :, 9])
     peak = z[0].amax(0)
     assert strongest_latents(tiny, sae, drawn[0], 3, "vision.4.resid_post") == peak.topk(3).indices.tolist()
+
+
+def test_grids_from_a_store_are_the_models(tiny, store):
+    """Up to the store's float16: the images of the fixture drawn again."""
+    sae = ReLUDictionary(192, 16)
+    drawn = vlsae.world.scenes(24, seed=5)
+    fresh = latent_grids(tiny, sae, [drawn[3], drawn[20]], [2, 9], site=store.site)
+    stored = stored_grids(store, sae, [3, 20], [2, 9])
+    assert stored.shape == fresh.shape == (2, 2, 8, 8)
+    assert torch.allclose(stored, fresh, atol=0.01 * float(fresh.max()))
 
 
 def test_wrong_requests(tiny):

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vlsae.activations.memory import TensorActivations
+from vlsae.dictionaries import Codes
 from vlsae.dictionaries.projection import ProjectionDictionary
 from vlsae.dictionaries.topk import TopKDictionary
 from vlsae.metrics import Metric, auroc, localise, reconstruction, spliced_zero_shot
-from vlsae.metrics.localisation import average_precision, best_iou
+from vlsae.metrics.localisation import _rank_sums, average_precision, best_columns, best_iou
 from vlsae.metrics.loss_recovered import loss_recovered
 from vlsae.world import concepts, scenes
 
@@ -76,6 +77,21 @@ def test_choosing_and_scoring_do_not_share_images():
     owner = rng.choice([0, 1], (40, 8))
     found = localise(lambda v: v, torch.from_numpy(rng.normal(size=(40, 8, 2000))), owner, 2)
     assert all(abs(a - 0.5) < 0.19 for a in found.auroc)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_best_columns_of_sparse_codes_are_those_of_dense_ones(signed):
+    """Many ties among the active and among the silent, columns that are always or never active, absent concepts."""
+    rng = np.random.default_rng(2)
+    z = rng.integers(-2 if signed else 0, 4, (300, 40)) * (rng.random((300, 40)) < 0.4)
+    z[:, 3], z[:, 7] = 0, 1 + rng.integers(0, 2, 300)
+    owner = rng.choice([0, 1, 2, 4], 300)
+    codes = Codes.from_dense(torch.from_numpy(z).float())
+    assert np.array_equal(best_columns(codes, owner, 6, signed), best_columns(z, owner, 6, signed))
+    mine = owner == 1
+    assert np.allclose(_rank_sums(codes)(mine), _rank_sums(z)(mine))
+    silent = Codes.from_dense(torch.zeros(5, 3))
+    assert np.allclose(_rank_sums(silent)(np.ones(5, bool)), 15)
 
 
 def test_reconstruction_closed_forms():

@@ -244,7 +244,8 @@ class Backbone:
         Args:
             site: where.
             fn: maps `[B, T, d]` to the same shape; for `pooled` sites T is 1. Returning its argument leaves the
-                model's output bit for bit unchanged.
+                model's output bit for bit unchanged. At a residual or pooled site of the vision tower it may return a longer
+                batch, whose rows are images of their own from there on: several edits share the blocks before it.
 
         Raises:
             ValueError: when the site does not exist, or `fn` returns another shape.
@@ -270,7 +271,7 @@ class Backbone:
             changed = fn(tokens)
             if changed is tokens:
                 return value
-            if changed.shape != tokens.shape:
+            if changed.shape != tokens.shape and not (site.is_whole and changed.shape[1:] == tokens.shape[1:]):
                 raise ValueError(f"The edit at {site} returned {tuple(changed.shape)}; return {tuple(tokens.shape)}.")
             changed = changed.to(value.dtype)
             return changed.transpose(0, 1) if swap else changed

@@ -39,6 +39,11 @@ class Site:
     def __str__(self) -> str:
         return ".".join(str(part) for part in (self.tower, self.block, self.stream) if part is not None)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that later blocks of the vision tower see passes here, so that the batch may grow."""
+        return self.tower == "vision" and self.stream in ("resid_pre", "resid_post", "pooled")
+
     @classmethod
     def parse(cls, text: str | Site) -> Site:
         """Read the written form; a Site passes through."""

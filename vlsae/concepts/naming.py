@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from vlsae.backbones.base import Backbone
 from vlsae.dictionaries.base import Dictionary
 
 THRESHOLD = 3.0
+BLOCK = 4096  # latents at a time: scores of all words for all latents would be the largest tensor of a report
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,17 @@ def _stand_out(similarity: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return best.indices.numpy(), best.values.numpy()
 
 
-def atom_word_similarity(model: Backbone, dictionary: Dictionary, words: Tensor, mean: Tensor) -> Tensor:
-    """Cosine of each atom's effect on the read-out with each word, `[n_latents, words]`."""
+def _stand_out_in_blocks(similarity: Callable[[slice], Tensor], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """`_stand_out` of `similarity(rows)` for all `n` latents, some thousands of rows at a time."""
+    found = [_stand_out(similarity(slice(i, i + BLOCK))) for i in range(0, n, BLOCK)]
+    best, score = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return best, score
+
+
+def atom_word_similarity(model: Backbone, atoms: Tensor, words: Tensor, mean: Tensor) -> Tensor:
+    """Cosine of the effect on the read-out of atoms `[N, d]` with each word, `[N, words]`."""
     centred = F.normalize(words - words.mean(0), dim=1)
-    return F.normalize(model.readout_directions(dictionary.atoms, mean), dim=1) @ centred.T
+    return F.normalize(model.readout_directions(atoms, mean), dim=1) @ centred.T
 
 
 @torch.no_grad()
@@ -109,10 +117,15 @@ def name_latents(
     if len(vocabulary) < 3:
         raise ValueError(f"{len(vocabulary)} words cannot be told apart by how far one stands out; give at least 3.")
     words = model.classifier(vocabulary, templates).float().cpu()
-    atom_best, atom_score = _stand_out(atom_word_similarity(model, dictionary, words, mean))
+    n = dictionary.n_latents
+    atom_best, atom_score = _stand_out_in_blocks(
+        lambda rows: atom_word_similarity(model, dictionary.atoms[rows], words, mean), n
+    )
     if image_embeddings is not None and top_images is not None:
-        similarity = image_word_similarity(image_embeddings, words, np.asarray(top_images), np.asarray(top_values))
-        image_best, image_score = _stand_out(similarity)
+        top, values = np.asarray(top_images), np.asarray(top_values)
+        image_best, image_score = _stand_out_in_blocks(
+            lambda rows: image_word_similarity(image_embeddings, words, top[rows], values[rows]), n
+        )
         image_score = np.where((np.asarray(top_images) >= 0).any(1), image_score, -np.inf)
     else:
         image_best, image_score = np.zeros_like(atom_best), np.full_like(atom_score, -np.inf)

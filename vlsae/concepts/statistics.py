@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlsae.activations.reader import ActivationStore
+from vlsae.concepts import statistics_kernels as kernels
 from vlsae.dictionaries.base import Codes, Dictionary
 
 AGGREGATORS = ("count", "mean", "max")
@@ -74,25 +75,24 @@ class LatentStatistics:
     def add(self, codes: Codes, n_images: int, first_image: int, labels: np.ndarray | None = None) -> None:
         """The same from sparse codes of `n_images` images of equally many tokens: work grows with active codes alone."""
         n_tokens = codes.n // n_images
-        rows, latents, values = (part.cpu().numpy() for part in (codes.rows, codes.latents, codes.values))
-        images, tokens = np.divmod(rows, n_tokens)
+        rows, latents, values = (
+            np.ascontiguousarray(part.cpu().numpy()) for part in (codes.rows, codes.latents, codes.values.float())
+        )
         self.n_images += n_images
         self.n_tokens += codes.n
-        self.token_count += np.bincount(latents, minlength=self.n_latents)
-        self.value_sum += np.bincount(latents, values, self.n_latents)
-        bins = np.clip(np.searchsorted(HISTOGRAM_EDGES, values, side="right") - 1, 0, self.histogram.shape[1] - 1)
-        cells, times = np.unique(latents * self.histogram.shape[1] + bins, return_counts=True)
-        self.histogram.reshape(-1)[cells] += times
-        pairs = _per_image(images, latents, values, n_tokens, self.n_latents, self.tau)
+        kernels.count_codes(latents, values, HISTOGRAM_EDGES, self.token_count, self.value_sum, self.histogram)
+        images, tokens = np.divmod(rows, n_tokens)
+        numbers = np.stack([images + first_image, tokens], 1)
+        kernels.keep_best(self.top_patch_values, self.top_patches, latents, values, numbers)
+        pairs = _per_image(rows, latents, values, n_tokens, self.n_latents, self.tau)
         self.image_count += np.bincount(pairs["latent"][pairs["max"] > 0], minlength=self.n_latents)
-        image_ids, patch_ids = (pairs["image"] + first_image)[:, None], np.stack([images + first_image, tokens], 1)
-        _keep_best(self.top_image_values, self.top_images, pairs["latent"], pairs["mean"], image_ids)
-        _keep_best(self.top_patch_values, self.top_patches, latents, values, patch_ids)
+        numbers, kept = (pairs["image"] + first_image)[:, None], self.top_images.reshape(*self.top_images.shape, 1)
+        kernels.keep_best(self.top_image_values, kept, pairs["latent"], pairs["mean"], numbers)
         if labels is not None and self.n_classes:
-            label = labels[pairs["image"]]
+            label = labels[pairs["image"]].astype(np.int64)
             known = label >= 0
             for name in AGGREGATORS:
-                np.add.at(self.class_sums[name], (label[known], pairs["latent"][known]), pairs[name][known])
+                kernels.add_at(self.class_sums[name], label[known], pairs["latent"][known], pairs[name][known])
             self.class_images += np.bincount(labels[labels >= 0], minlength=self.n_classes)
 
     def merge(self, other: LatentStatistics) -> LatentStatistics:
@@ -105,12 +105,17 @@ class LatentStatistics:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in AGGREGATORS:
             self.class_sums[name] = self.class_sums[name] + other.class_sums[name]
-        self.top_image_values, self.top_images = _merge_top(
-            self.top_image_values, self.top_images, other.top_image_values, other.top_images, self.n_top
-        )
-        self.top_patch_values, self.top_patches = _merge_top(
-            self.top_patch_values, self.top_patches, other.top_patch_values, other.top_patches, self.n_top
-        )
+        for values_name, ids_name in (("top_image_values", "top_images"), ("top_patch_values", "top_patches")):
+            values, ids = (
+                np.array(getattr(self, values_name)),
+                np.array(getattr(self, ids_name)),
+            )  # loaded ones are fixed
+            others, other_ids = getattr(other, values_name), np.asarray(getattr(other, ids_name))
+            ids_of, other_ids = (part.reshape(*part.shape[:2], -1) for part in (ids, other_ids))
+            at = np.nonzero(other_ids[..., 0] >= 0)
+            kernels.keep_best(values, ids_of, at[0], others[at], other_ids[at])
+            setattr(self, values_name, values)
+            setattr(self, ids_name, ids)
         return self
 
     # ---- what follows from the sums ------------------------------------------------------------------------------
@@ -187,50 +192,15 @@ class LatentStatistics:
         return result
 
 
-def _per_image(images, latents, values, n_tokens: int, n_latents: int, tau: float) -> dict[str, np.ndarray]:
+def _per_image(rows, latents, values, n_tokens: int, n_latents: int, tau: float) -> dict[str, np.ndarray]:
     """One entry for every image and latent that is active in it: count of tokens above tau, mean and maximum."""
-    key = images.astype(np.int64) * n_latents + latents
-    order = np.argsort(key, kind="stable")
-    pairs, starts, sizes = np.unique(key[order], return_index=True, return_counts=True)
-    values = values[order]
-    if len(values) == 0:
-        sums, largest, above = values, values, sizes
-    else:
-        sums = np.add.reduceat(values.astype(np.float64), starts)
-        largest, above = np.maximum.reduceat(values, starts), np.add.reduceat((values > tau).astype(np.int64), starts)
-    largest = np.where(sizes < n_tokens, np.maximum(largest, 0), largest)
+    images, owners, sizes, above, sums, largest = kernels.images_of_codes(
+        rows, latents, values, n_tokens, n_latents, tau
+    )
     return {
-        "image": pairs // n_latents, "latent": pairs % n_latents, "count": above,
-        "mean": (sums / n_tokens).astype(np.float32), "max": largest,
+        "image": images, "latent": owners, "count": above, "mean": (sums / n_tokens).astype(np.float32),
+        "max": np.where(sizes < n_tokens, np.maximum(largest, 0), largest),
     }  # fmt: skip
-
-
-def _keep_best(best, best_ids, latents, values, ids) -> None:
-    """Let entries with positive values into the lists `best [n, N]`, `best_ids [n, N(, 2)]`; `ids [entries, 1 or 2]`."""
-    n_top = best.shape[1]
-    entering = (values > 0) & (values >= best[latents, -1]) if n_top else np.zeros(len(values), bool)
-    if not entering.any():
-        return
-    latents, values, ids = latents[entering], values[entering], ids[entering]
-    order = np.lexsort((*ids.T[::-1], -values, latents))
-    touched, starts, place = np.unique(latents[order], return_index=True, return_inverse=True)
-    rank = np.arange(len(order)) - starts[place]
-    first = rank < n_top
-    new = np.zeros((len(touched), n_top), np.float32)
-    new_ids = np.full((len(touched), n_top, ids.shape[1]), -1, np.int64)
-    new[place[first], rank[first]], new_ids[place[first], rank[first]] = values[order][first], ids[order][first]
-    new_ids = new_ids.reshape(len(touched), *best_ids.shape[1:])
-    best[touched], best_ids[touched] = _merge_top(best[touched], best_ids[touched], new, new_ids, n_top)
-
-
-def _merge_top(values, ids, new_values, new_ids, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `n` best of two lists a latent; equal values keep the lower image and token number first."""
-    both, both_ids = np.concatenate([values, new_values], 1), np.concatenate([ids, new_ids], 1)
-    keys = both_ids.reshape(*both_ids.shape[:2], -1)
-    tie = np.where(keys[..., 0] < 0, np.iinfo(np.int64).max, keys[..., 0])
-    order = np.lexsort((keys[..., -1], tie, -both), axis=1)[:, :n]
-    merged = np.take_along_axis(keys, order[..., None], 1)
-    return np.take_along_axis(both, order, 1), merged.reshape(*merged.shape[:2], *ids.shape[2:])
 
 
 def latent_statistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -61,6 +62,21 @@ class Codes:
         """`z W` for `W [n_latents, d]`, without a dense `z`."""
         starts = torch.searchsorted(self.rows, torch.arange(self.n, device=self.rows.device))
         return F.embedding_bag(self.latents, W, starts, mode="sum", per_sample_weights=self.values)
+
+    def columns(self, latents: Sequence[int] | Tensor) -> Tensor:
+        """The codes of some latents as a dense `[n, len(latents)]`."""
+        wanted = torch.as_tensor(latents, dtype=torch.long, device=self.rows.device)
+        wanted, copies = wanted.unique(return_inverse=True)
+        place = self.latents.new_full((self.n_latents,), -1)
+        place[wanted] = torch.arange(len(wanted), device=place.device)
+        at = place[self.latents]
+        z = self.values.new_zeros(self.n, len(wanted))
+        z[self.rows[at >= 0], at[at >= 0]] = self.values[at >= 0]
+        return z[:, copies]
+
+    def peaks(self) -> Tensor:
+        """The largest code of every latent, `[n_latents]`; 0 where it is silent or only negative."""
+        return self.values.new_zeros(self.n_latents).scatter_reduce(0, self.latents, self.values, "amax")
 
     def dense(self) -> Tensor:
         """The same as `[n, n_latents]`."""
@@ -250,6 +266,12 @@ class Dictionary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of `x`."""
         return self.decode(self.encode(x), like=x)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The reconstruction of `x [..., d]` from sparse codes: as `forward`, without gradients and dense codes."""
+        flat = x.reshape(-1, x.shape[-1])
+        return self.decode(self.encode_sparse(flat), like=flat).unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def constrain_gradient(self) -> None:

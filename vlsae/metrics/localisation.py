@@ -10,6 +10,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from vlsae.dictionaries.base import Codes
+
+COLUMNS = 64  # ranked at a time: sorting needs several times their size
+
 
 def auroc(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of every column: the chance that a true row outscores a false one, ties half.
@@ -29,13 +33,20 @@ def auroc(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     n_true, n_false = int(truth.sum()), int((~truth).sum())
     if n_true == 0 or n_false == 0:
         return np.full(scores.shape[1:], np.nan)[()]
-    ranks = rankdata(scores, axis=0)
-    return ((ranks[truth].sum(0) - n_true * (n_true + 1) / 2) / (n_true * n_false))[()]
+    columns = scores.reshape(len(scores), -1).T
+    ranks = np.array([_ranks_among(column[truth], column).sum() for column in columns]).reshape(scores.shape[1:])
+    return ((ranks - n_true * (n_true + 1) / 2) / (n_true * n_false))[()]
+
+
+def _ranks_among(some: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Ranks of some of the scores among all of them, equal ones sharing their mean rank."""
+    ordered = np.sort(scores)
+    return (np.searchsorted(ordered, some, "left") + np.searchsorted(ordered, some, "right") + 1) / 2
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     """Mean precision over the true rows in order of falling score; rows with equal scores enter together."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     hits = np.cumsum(truth[order])
     last_of_tie = np.append(np.diff(scores[order]) != 0, True)
     hits, seen = hits[last_of_tie], (np.arange(len(order)) + 1)[last_of_tie]
@@ -44,7 +55,7 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 
 def best_iou(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """Largest intersection over union of `scores >= t` with the truth, and the threshold `t`."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     hits = np.cumsum(truth[order])
     iou = hits / (np.arange(len(order)) + 1 + truth.sum() - hits)
     iou = np.where(np.append(np.diff(scores[order]) != 0, True), iou, 0.0)
@@ -86,23 +97,53 @@ class Localisation:
         return float(np.mean(np.asarray(self.auroc) >= level)) if self.auroc else float("nan")
 
 
-def best_columns(scores: np.ndarray, owner: np.ndarray, n_concepts: int, signed: bool = False) -> np.ndarray:
+def _rank_sums(scores: np.ndarray | Codes) -> Callable[[np.ndarray], np.ndarray]:
+    """For bool `[N]`, the sum of the chosen rows' ranks in every column, equal scores sharing their mean rank.
+
+    Of sparse codes only the active ones are sorted: all zeros of a column have one rank, between the two signs.
+    """
+    if not isinstance(scores, Codes):
+        ranks = np.empty(scores.shape, np.float32)
+        for i in range(0, scores.shape[1], COLUMNS):
+            ranks[:, i : i + COLUMNS] = rankdata(np.ascontiguousarray(scores[:, i : i + COLUMNS].T), axis=1).T
+        return lambda chosen: ranks[chosen].sum(0, dtype=np.float64)
+    n = scores.n_latents
+    rows, latents, values = (part.cpu().numpy() for part in (scores.rows, scores.latents, scores.values))
+    order = np.lexsort((values, latents))
+    rows, latents, values = rows[order], latents[order], values[order]
+    active, negative = np.bincount(latents, minlength=n), np.bincount(latents[values < 0], minlength=n)
+    zeros = scores.n - active
+    place = np.arange(len(order)) - (np.cumsum(active) - active)[latents] + np.where(values > 0, zeros[latents], 0)
+    new = np.append(True, (np.diff(latents) != 0) | (np.diff(values) != 0))[: len(order)]
+    run, size = np.cumsum(new) - 1, np.bincount(np.cumsum(new) - 1)
+    ranks = place[new][run] + (size[run] + 1) / 2
+    of_zero = negative + (zeros + 1) / 2
+
+    def sums(chosen: np.ndarray) -> np.ndarray:
+        keep = chosen[rows]
+        silent = chosen.sum() - np.bincount(latents[keep], minlength=n)
+        return np.bincount(latents[keep], ranks[keep], n) + silent * of_zero
+
+    return sums
+
+
+def best_columns(scores: np.ndarray | Codes, owner: np.ndarray, n_concepts: int, signed: bool = False) -> np.ndarray:
     """Number of the column with the largest AUROC for each concept against the others, `[n_concepts]`; -1 if absent.
 
     Args:
-        scores: `[patches, columns]`, of patches that show an object.
+        scores: `[patches, columns]`, of patches that show an object, or sparse codes of them.
         owner: `[patches]`, concept number of that object.
         n_concepts: how many there are.
         signed: also consider each column turned round; such columns are numbered `-2 - column`.
     """
-    ranks = rankdata(scores, axis=0).astype(np.float32)
+    rank_sums = _rank_sums(scores)
     chosen = np.full(n_concepts, -1)
     for concept in np.unique(owner):
         mine = owner == concept
         n_true, n_false = int(mine.sum()), int((~mine).sum())
         if n_false == 0:
             continue
-        area = (ranks[mine].sum(0, dtype=np.float64) - n_true * (n_true + 1) / 2) / (n_true * n_false)
+        area = (rank_sums(mine) - n_true * (n_true + 1) / 2) / (n_true * n_false)
         best, worst = int(area.argmax()), int(area.argmin())
         chosen[concept] = -2 - worst if signed and 1 - area[worst] > area[best] else best
     return chosen
@@ -113,17 +154,24 @@ def _columns_of(view, x: Tensor, columns: np.ndarray, chunk: int = 64) -> np.nda
     at = np.where(columns <= -2, -2 - columns, columns)
     sign = torch.from_numpy(np.where(columns <= -2, -1.0, 1.0)).float()
     index = torch.from_numpy(at)
-    return torch.cat([view(part).float().cpu()[..., index] * sign for part in x.split(chunk)]).numpy()
+
+    def seen(part: Tensor) -> Tensor:
+        found = view(part)
+        if isinstance(found, Codes):
+            return found.columns(index).unflatten(0, part.shape[:2])
+        return found[..., index]
+
+    return torch.cat([seen(part).float().cpu() * sign for part in x.split(chunk)]).numpy()
 
 
 @torch.no_grad()
 def localise(
-    view: Callable[[Tensor], Tensor], x: Tensor, owner: np.ndarray, n_concepts: int, signed: bool = False
+    view: Callable[[Tensor], Tensor | Codes], x: Tensor, owner: np.ndarray, n_concepts: int, signed: bool = False
 ) -> Localisation:
     """Choose the best column for every concept on the first half of the images, score it on the second.
 
     Args:
-        view: maps activations `[..., d]` to columns `[..., columns]`, such as `dictionary.encode`.
+        view: maps activations `[..., d]` to columns `[..., columns]`, or to sparse codes: `dictionary.encode_sparse`.
         x: patch activations `[images, patches, d]`.
         owner: `[images, patches]`, concept number of the object on a patch, -1 for none.
         n_concepts: number of concepts.
@@ -139,9 +187,9 @@ def localise(
         raise ValueError(f"x has {tuple(x.shape[:2])} images and patches, owner {owner.shape}; they must be equal.")
     half = len(x) // 2
     shown = owner[:half] >= 0
-    chosen = best_columns(
-        view(x[:half][torch.from_numpy(shown)]).float().cpu().numpy(), owner[:half][shown], n_concepts, signed
-    )
+    found = view(x[:half][torch.from_numpy(shown)])
+    found = found if isinstance(found, Codes) else found.float().cpu().numpy()
+    chosen = best_columns(found, owner[:half][shown], n_concepts, signed)
     concepts = [int(c) for c in np.unique(owner[half:][owner[half:] >= 0]) if chosen[c] != -1]
     values = _columns_of(view, x, chosen[concepts])
     rows = [

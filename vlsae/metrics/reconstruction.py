@@ -46,13 +46,13 @@ def reconstruction(
     fired = torch.zeros(dictionary.n_latents, dtype=torch.bool)
     for x, y in zip(_batches(data, batch), _batches(goal, batch), strict=True):
         x, y = x.to(dictionary.W_dec), y.to(dictionary.W_dec)
-        z = dictionary.encode(x)
-        xhat = dictionary.decode(z, like=x)
+        codes = dictionary.encode_sparse(x)
+        xhat = dictionary.decode(codes, like=x)
         error += (y - xhat).double().square().sum().item()
         spread += (y.cpu().double() - mean).square().sum().item()
         cosine += torch.nn.functional.cosine_similarity(y, xhat, dim=-1).double().sum().item()
-        active += (z != 0).sum().item()
-        fired |= (z != 0).any(0).cpu()
+        active += len(codes.values)
+        fired[codes.latents.cpu()] = True
         n += len(x)
     return {
         "ev_centred": Metric("ev_centred", 1 - error / spread, n, "1 - sum ||x - xhat||^2 / sum ||x - mean||^2"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from vlsae.dictionaries.base import Dictionary
+from vlsae.dictionaries.base import Codes, Dictionary
 from vlsae.dictionaries.least_squares import nonnegative_codes
 
 CHUNK = 512  # vectors refined at a time
@@ -49,15 +51,26 @@ def refine(dictionary: Dictionary, x: Tensor) -> Tensor:
     Raises:
         ValueError: for a family with codes of both signs.
     """
+    return refined_codes(dictionary, x).dense()
+
+
+@torch.no_grad()
+def refined_codes(dictionary: Dictionary, x: Tensor) -> Codes:
+    """The same as `refine`, as sparse codes."""
     if dictionary.signed:
         raise ValueError(f"Codes of {dictionary.family!r} have both signs; refinement keeps them non-negative.")
-    out = []
-    for part in x.split(CHUNK):
-        z = dictionary.encode(part)
-        target = (dictionary.transform(part.to(z)) - dictionary.b_dec).double()
-        order = z.argsort(dim=1, descending=True, stable=True)[:, : max(1, int((z > 0).sum(1).max()))]
-        active = z.gather(1, order) > 0
-        atoms = dictionary.atoms.double()[order] * active[..., None]
-        codes = nonnegative_codes((atoms @ target[..., None])[..., 0], atoms @ atoms.mT)
-        out.append(torch.zeros_like(z).scatter(1, order, (codes * active).to(z)))
-    return torch.cat(out)
+    codes = dictionary.encode_sparse(x)
+    target = dictionary.transform(x.to(codes.values.dtype)) - dictionary.b_dec
+    count = torch.bincount(codes.rows, minlength=codes.n)
+    place = torch.arange(len(codes.rows), device=x.device) - (count.cumsum(0) - count)[codes.rows]  # within its row
+    values = torch.empty_like(codes.values)
+    for rows in torch.arange(codes.n, device=x.device).split(CHUNK):
+        mine = slice(*torch.searchsorted(codes.rows, torch.stack([rows[0], rows[-1] + 1])).tolist())
+        at = codes.rows[mine] - rows[0], place[mine]
+        support = codes.latents.new_zeros(len(rows), max(1, int(count[rows].max())))
+        active = torch.zeros_like(support, dtype=torch.bool)
+        support[at], active[at] = codes.latents[mine], True
+        atoms = dictionary.atoms[support].double() * active[..., None]
+        found = nonnegative_codes((atoms @ target[rows].double()[..., None])[..., 0], atoms @ atoms.mT)
+        values[mine] = found[at].to(values)
+    return replace(codes, values=values)

@@ -7,11 +7,12 @@ from html import escape
 
 from PIL import Image
 
+from vlsae.activations.reader import ActivationStore
 from vlsae.backbones.base import Backbone
 from vlsae.concepts.naming import LatentName
 from vlsae.concepts.statistics import LatentStatistics
 from vlsae.dictionaries.base import Dictionary
-from vlsae.heatmaps.maps import latent_grids
+from vlsae.heatmaps.maps import has_grids, latent_grids, stored_grids
 from vlsae.heatmaps.render import reference_grid
 from vlsae.report.page import latent_card
 
@@ -24,15 +25,22 @@ def reference_picture(
     statistics: LatentStatistics,
     latent: int,
     open_image: Callable[[int], Image.Image],
+    store: ActivationStore | None = None,
     n: int = N_REFERENCES,
     side: int = 96,
 ) -> Image.Image | None:
-    """The latent's top images above their heatmaps, on one printed scale; None for a latent without images."""
+    """The latent's top images above their heatmaps, on one printed scale; None for a latent without images.
+
+    The activations come from the store of the statistics where it is given and holds all patches, else from the model.
+    """
     members = [int(i) for i in statistics.top_images[latent] if i >= 0][:n]
     if not members:
         return None
     images = [open_image(i) for i in members]
-    grids = latent_grids(model, dictionary, images, [latent])[:, 0].numpy()
+    if store is not None and has_grids(store):
+        grids = stored_grids(store, dictionary, members, [latent])[:, 0].numpy()
+    else:
+        grids = latent_grids(model, dictionary, images, [latent])[:, 0].numpy()
     for image in images:
         image.thumbnail((4 * side, 4 * side))  # maps of full-size photographs would fill the memory
     maps = [model.geometry.to_image(grid, image.size) for grid, image in zip(grids, images, strict=True)]
@@ -57,11 +65,12 @@ def latent_cards(
     open_image: Callable[[int], Image.Image],
     names: Sequence[LatentName] | None = None,
     badges: Sequence[str] | None = None,
+    store: ActivationStore | None = None,
 ) -> str:
     """One card a latent: name, what speaks for it, frequency, reference images and heatmaps."""
     cards = []
     for latent, badge in zip(latents, badges or [""] * len(latents), strict=True):
-        picture = reference_picture(model, dictionary, statistics, latent, open_image)
+        picture = reference_picture(model, dictionary, statistics, latent, open_image, store)
         if picture is None:
             continue
         title = f"#{latent}" + (f" · {names[latent]}" if names else "")

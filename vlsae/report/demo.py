@@ -102,7 +102,7 @@ def _gallery(result: DemoResult, chosen: list[tuple[float, int, int]], verb: str
     badges = [f"{verb} “{words[c]}”, AUROC {area:.3f}" for area, c, _ in chosen]
     return latent_cards(
         result.model, result.dictionary, result.statistics, [latent for _, _, latent in chosen],
-        lambda i: result.test[i].image, result.names, badges,
+        lambda i: result.test[i].image, result.names, badges, result.test_store,
     )  # fmt: skip
 
 

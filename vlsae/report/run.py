@@ -134,9 +134,7 @@ def write_report(
         section(
             "Latents worth a look",
             paragraph("Above, the images that activate a latent most; below, where it is active."),
-            latent_cards(
-                model, dictionary, statistics, chosen, open_image, names
-            ),
+            latent_cards(model, dictionary, statistics, chosen, open_image, names, store=store),
         ),
         section(
             "Statistics of every latent",
