@@ -55,8 +55,10 @@ class ActivationStore:
     def __init__(self, path: str | Path, site: str | None = None):
         self.path = Path(path)
         self.config = read_config(self.path)
-        numbered = [(i, s) for i, s in enumerate(complete_shards(self.path)) if s["ids"]]
-        self._numbers, self.shards = [i for i, _ in numbered], [s for _, s in numbered]
+        found = complete_shards(self.path)
+        self._present = set(found)
+        self._numbers = [number for number, shard in found.items() if shard["ids"]]
+        self.shards = [found[number] for number in self._numbers]
         if not self.shards:
             raise StoreError(f"{self.path} has no complete shard yet; run vlsae.extract on it again.")
         self.site = site or self.config.sites[0]
@@ -71,20 +73,33 @@ class ActivationStore:
 
     @property
     def complete(self) -> bool:
-        """Whether extraction ran to its end."""
+        """Whether extraction ran to its end, on all ranks."""
         return (self.path / "manifest.json").exists()
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards that were not there when the store was opened; `missing_ranks` says whose they are."""
+        return [n for n in range(self.config.n_shards) if n not in self._present] if self.config.schema > 1 else []
 
     @property
     def manifest(self) -> dict:
         if not self.complete:
-            raise StoreError(f"{self.path} is not complete; run the extraction again to finish it.")
+            lacks = "".join(
+                f" Shard {n} (images {first} to {stop - 1}) is missing."
+                for n, (first, stop) in ((n, self.config.span(n)) for n in self.missing[:3])
+            )
+            more = f" So are {len(self.missing) - 3} more." if len(self.missing) > 3 else ""
+            raise StoreError(
+                f"{self.path} is not complete; run the extraction again, on every rank, to finish it.{lacks}{more}"
+            )
         return json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
 
     @property
     def fingerprint(self) -> str:
-        """What a training run must find again to be continued: the model, the site, and the images in their order."""
+        """What a training run must find again to be continued: the model, its precision, the site, and the images in order."""
         digest = hashlib.blake2b("\n".join(self.ids).encode(), digest_size=8).hexdigest()
-        return f"{self.config.weight_hash}/{self.site}/{self.config.tokens}/{self.n_tokens}/{digest}"
+        model = self.config.weight_hash + ("/bfloat16" if self.config.precision == "bfloat16" else "")
+        return f"{model}/{self.site}/{self.config.tokens}/{self.n_tokens}/{digest}"
 
     @property
     def geometry(self) -> Geometry:
@@ -228,7 +243,7 @@ class ActivationStore:
         damaged = [str(path) for path, value in expected.items() if not path.exists() or sha256(path) != value]
         if damaged:
             raise StoreError(
-                f"Damaged: {', '.join(damaged)} (checksum differs). Delete the shard and all after it, and extract again."
+                f"Damaged: {', '.join(damaged)} (checksum differs). Delete these shards and extract again."
             )
 
 
