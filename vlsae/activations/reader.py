@@ -133,23 +133,27 @@ class ActivationStore:
         return maps
 
     def _tensor(self, raw: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.array(raw))
+        """Raw values as float32, in memory of their own."""
+        tensor = torch.from_numpy(raw if raw.flags.writeable else np.array(raw))  # torch takes no read-only memory
         if self.config.dtype == "bfloat16":
             tensor = tensor.view(torch.bfloat16)
         return tensor.float()
 
-    def images(self, start: int, stop: int) -> Tensor:
-        """Activations of images `start` to `stop`, float32 `[n, n_tokens, d]`."""
-        parts = []
+    def _raw(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """The stored values of images `start` to `stop`, a piece a shard."""
         first = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
         last = int(np.searchsorted(self._starts, stop, side="left"))
         for i in range(first, min(last, len(self._maps))):
-            array, low, high = self._maps[i], max(start, self._starts[i]), min(stop, self._starts[i + 1])
+            low, high = max(start, self._starts[i]), min(stop, self._starts[i + 1])
             if low < high:
-                parts.append(self._tensor(array[low - self._starts[i] : high - self._starts[i]]))
+                yield self._maps[i][low - self._starts[i] : high - self._starts[i]]
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Activations of images `start` to `stop`, float32 `[n, n_tokens, d]`."""
+        parts = [self._tensor(raw) for raw in self._raw(start, stop)]
         if not parts:
             raise StoreError(f"Images {start} to {stop} were asked for, but the store holds {self.n_images}.")
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __getitem__(self, index: int) -> Tensor:
         index = range(self.n_images)[index]
@@ -184,9 +188,9 @@ class ActivationStore:
     ) -> Iterator[tuple[Tensor, ReaderState]]:
         """One pass over all tokens in random order, each exactly once, with the state after every batch.
 
-        Images are permuted, then tokens within buffers of 1,024 images: memory is a few times one buffer, and any two
-        images can meet. The order is a function of `state.seed` and `state.rank`; a pass continued from a state gives the same
-        batches as one that was never stopped.
+        Images are permuted, then tokens within buffers of 1,024 images: memory is one buffer in the store's dtype, and any
+        two images can meet. The order is a function of `state.seed` and `state.rank`; a pass continued from a state gives
+        the same batches as one that was never stopped.
 
         Args:
             batch_size: tokens a batch; the last is smaller.
@@ -210,25 +214,39 @@ class ActivationStore:
         passed = int(given[done - 1]) if done else 0
         begin = int(np.searchsorted(ends, passed, side="right"))  # the group that holds the first token not yet given
         skip = passed - int(ends[begin] - sizes[begin])
-        kept = torch.empty(0, self.d)
+        raw = DTYPES[self.config.dtype]
+        buffer = np.empty((max(map(len, groups)), self.n_tokens, self.d), raw)
+        kept = np.empty((0, self.d), raw)  # given out neither with the last group nor yet with this one
         for number in range(begin, len(groups)):
-            group = self._shuffled_group(groups[number], number, state, select)
-            buffer = torch.cat([kept, group[skip:] if number == begin else group])
-            stop = len(buffer) if number == len(groups) - 1 else len(buffer) // batch_size * batch_size
+            rows = self._read_into(buffer, groups[number])
+            order = self._order(groups[number], number, state, select)[skip if number == begin else 0 :]
+            total = len(kept) + len(order)
+            stop = total if number == len(groups) - 1 else total // batch_size * batch_size
             for start in range(0, stop, batch_size):
-                batch = buffer[start : min(start + batch_size, stop)]
-                passed += len(batch)
+                end = min(start + batch_size, stop)
+                passed += end - start
                 if passed > state.position:
-                    yield batch, ReaderState(state.seed, state.rank, passed)
-            kept = buffer[stop:]
+                    # gathered in the store's dtype: rows of 16 bits move by half the bytes, and numpy copies whole rows
+                    batch = rows[order[max(0, start - len(kept)) : end - len(kept)]]
+                    batch = batch if start >= len(kept) else np.concatenate([kept, batch])
+                    yield self._tensor(batch), ReaderState(state.seed, state.rank, passed)
+            kept = np.concatenate([kept[stop:], rows[order[max(0, stop - len(kept)) :]]])
 
-    def _shuffled_group(self, members: np.ndarray, number: int, state: ReaderState, select) -> Tensor:
-        """The chosen tokens of some images in the random order of group `number`."""
-        buffer = torch.cat([self.images(*run) for run in _runs(members)]).flatten(0, 1)
-        if select is not None:
-            buffer = buffer[torch.from_numpy(select[members].ravel())]
+    def _read_into(self, buffer: np.ndarray, members: np.ndarray) -> np.ndarray:
+        """Copy some images to the front of a buffer, in sequence where they are neighbours; its rows are tokens."""
+        at = 0
+        for run in _runs(members):
+            for part in self._raw(*run):
+                buffer[at : at + len(part)] = part
+                at += len(part)
+        return buffer[:at].reshape(-1, self.d)
+
+    def _order(self, members: np.ndarray, number: int, state: ReaderState, select) -> np.ndarray:
+        """The random order of group `number`: rows of its images, those that are chosen."""
+        n = len(members) * self.n_tokens
+        chosen = np.arange(n) if select is None else np.flatnonzero(select[members].ravel())
         rng = np.random.default_rng((state.seed, 1 + number, state.rank))
-        return buffer[torch.from_numpy(rng.permutation(len(buffer)))]
+        return chosen[rng.permutation(len(chosen))]
 
     def verify(self) -> None:
         """Compare every file with its checksum; raises StoreError naming the damaged ones."""
