@@ -98,7 +98,8 @@ class ActivationStore:
     def fingerprint(self) -> str:
         """What a training run must find again to be continued: the model, its precision, the site, and the images in order."""
         digest = hashlib.blake2b("\n".join(self.ids).encode(), digest_size=8).hexdigest()
-        model = self.config.weight_hash + ("/bfloat16" if self.config.precision == "bfloat16" else "")
+        exact = self.config.precision == "float32"  # which older runs do not name
+        model = self.config.weight_hash + ("" if exact else f"/{self.config.precision}")
         return f"{model}/{self.site}/{self.config.tokens}/{self.n_tokens}/{digest}"
 
     @property

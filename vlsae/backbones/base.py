@@ -52,7 +52,7 @@ class Backbone:
         geometry: how preprocessing places the image on the patch grid.
         token_roles: "cls", "register" or "patch" for every vision token.
         has_text: whether it has a text tower.
-        precision: "float32", or "bfloat16" where the blocks of the vision tower compute in it (`set_precision`).
+        precision: how the blocks of the vision tower compute (`set_precision`).
     """
 
     model: nn.Module

@@ -40,8 +40,9 @@ def load_model(spec: str | Path | Backbone, device: str = "cpu", precision: str 
         spec: "tiny" (the embedded CLIP), "open_clip:ARCH/TAG" or "open_clip:ARCH/FILE", "hf:ID-or-folder", or a local
             folder in either format. A `Backbone` passes through.
         device: "cpu", "cuda", ...
-        precision: "bfloat16" lets the blocks of the vision tower compute in it (see `set_precision`): some times as fast
-            on processors and GPUs that have its instructions, tokens about 1 % off.
+        precision: how the blocks of the vision tower compute (see `set_precision`): "float32", "float32_onednn" (twice
+            as fast on AMD processors with AVX-512) or "bfloat16" (some times as fast on processors and GPUs that have
+            its instructions, tokens about 1 % off).
 
     Returns:
         A `Backbone` in evaluation mode.

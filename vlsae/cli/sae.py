@@ -26,8 +26,8 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
     extract.add_argument("--random-k", type=int, default=0, help="tokens an image with --tokens random_k")
     extract.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
     extract.add_argument(
-        "--precision", default="float32", choices=["float32", "bfloat16"],
-        help="in which the blocks of the vision tower compute; bfloat16 is quicker, and about 1 %% off",
+        "--precision", default="float32", choices=["float32", "float32_onednn", "bfloat16"],
+        help="in which the vision tower computes; float32_onednn is quicker on AMD, bfloat16 most of all and 1 %% off",
     )  # fmt: skip
     extract.add_argument("--batch-size", type=int, default=None, help="images a forward pass; chosen where not given")
     extract.add_argument("--shard-images", type=int, default=512, help="images a shard of the store")
