@@ -8,7 +8,8 @@ import torch
 
 from vlsae.activations import ActivationStore, StoreError, extract
 from vlsae.activations.extraction import _default_batch
-from vlsae.backbones import load_model
+from vlsae.backbones import PRECISIONS, load_model
+from vlsae.backbones.packed import can_pack
 from vlsae.cli import main
 from vlsae.world import scenes
 
@@ -25,9 +26,19 @@ def test_precision_is_part_of_the_store(tiny, tmp_path):
     assert 1e-4 < error < 0.02  # see tests/contract/test_precision.py
     with pytest.raises(StoreError, match="precision: 'float32' there, 'bfloat16' now"):
         extract(low, drawn, out=tmp_path / "a", dtype="float32", progress=False)
-    command = ["extract", str(tmp_path), "--precision", "half"]
-    with pytest.raises(SystemExit):
-        main(command)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_command_line(tmp_path, precision):
+    if precision == "float32_onednn" and not can_pack():
+        pytest.skip("this torch has no oneDNN")
+    for i, scene in enumerate(scenes(3, seed=1)):
+        scene.image.save(tmp_path / f"{i}.png")
+    assert main(["extract", str(tmp_path), "--out", str(tmp_path / "s"), "--precision", precision]) == 0
+    store = ActivationStore(tmp_path / "s")
+    expected = load_model("tiny", precision=precision).tokens(scenes(3, seed=1), "vision.-2.resid_post")[:, 1:]
+    assert store.config.precision == precision
+    assert torch.allclose(store.images(0, 3), expected, rtol=2**-11, atol=1e-4)  # stored in float16
 
 
 def test_schema_1_can_be_read_and_not_continued(tiny, tmp_path):

@@ -69,3 +69,14 @@ def job_place(
     if rank is None or world_size is None:
         raise StoreError(f"rank={rank} and world_size={world_size} were given; give both, such as 0 and 4.")
     return rank, world_size
+
+
+def job_device(device: str, environment: Mapping[str, str] | None = None) -> str:
+    """The device as given; under torchrun, "cuda" is the GPU with this process's number on its machine.
+
+    Example:
+        >>> job_device("cuda", {"LOCAL_RANK": "3"}), job_device("cuda:0", {"LOCAL_RANK": "3"}), job_device("cuda", {})
+        ('cuda:3', 'cuda:0', 'cuda')
+    """
+    environment = os.environ if environment is None else environment
+    return f"cuda:{environment['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in environment else device

@@ -122,12 +122,12 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 def _extract(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.activations.extraction import extract
-    from vlsae.activations.ranks import job_place, missing_ranks
+    from vlsae.activations.ranks import job_device, job_place, missing_ranks
     from vlsae.backbones.load import load_model
 
     rank, world_size = job_place(options.rank, options.world_size)
     store = extract(
-        load_model(options.model, options.device, options.precision), options.images, options.site, options.out,
+        load_model(options.model, job_device(options.device), options.precision), options.images, options.site, options.out,
         tokens=options.tokens, random_k=options.random_k, dtype=options.dtype, batch_size=options.batch_size,
         shard_images=options.shard_images, seed=options.seed, strict=options.strict, progress=not options.json,
         rank=rank, world_size=world_size,
