@@ -33,7 +33,7 @@ TARGETS = {"ours, bfloat16": 2.7, "ours, float32": 1.1, "ours, float32_onednn": 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--arch", default="ViT-B-16", help="of open_clip, with random weights; others run without HF")
+    parser.add_argument("--arch", default="ViT-B-16", help="a ViT of open_clip with GELU, random weights")
     parser.add_argument("--images", type=int, default=32, help="images a call")
     parser.add_argument("--batch", type=int, default=8, help="images a forward pass, the same for all")
     parser.add_argument("--rounds", type=int, default=5)

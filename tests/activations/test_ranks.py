@@ -83,26 +83,28 @@ def test_a_deleted_shard_is_written_again(tiny, photos, alone, tmp_path):
 
 
 CHILD = """
-import sys, torch
+import sys, time, torch
 torch.set_num_threads(1)
-from vlsae import extract
+from vlsae.activations import extract, writer
+if sys.argv[5:] == ["hang"]:
+    writer._write_bytes = lambda file, data: time.sleep(600)
 extract("tiny", sys.argv[1], out=sys.argv[2], batch_size=2, shard_images=4, progress=False,
         rank=int(sys.argv[3]), world_size=int(sys.argv[4]))
 """
 
 
-def _start(photos, out, rank, world_size):
-    command = [sys.executable, "-c", CHILD, str(photos), str(out), str(rank), str(world_size)]
+def _start(photos, out, rank, world_size, *more):
+    command = [sys.executable, "-c", CHILD, str(photos), str(out), str(rank), str(world_size), *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def test_at_once_and_one_of_them_killed(photos, alone, tmp_path):
     """Three processes begin the store together; one is killed amid a shard and leaves its work to a second start."""
-    jobs = [_start(photos, tmp_path / "s", rank, 3) for rank in range(3)]
+    jobs = [_start(photos, tmp_path / "s", rank, 3, *(["hang"] if rank == 1 else [])) for rank in range(3)]
     shards = tmp_path / "s" / "shards"
     mine = list(shards_of(1, 3, 6))
     while not any(shards.glob(f".partial-{mine[0]:05d}*")) and jobs[1].poll() is None:
-        time.sleep(0.001)
+        time.sleep(0.01)
     jobs[1].kill()
     outputs = [job.communicate()[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, -9, 0], outputs
