@@ -11,7 +11,7 @@ _PUBLIC = {
     "load_images": "vlsae.images.sources",
     "load_model": "vlsae.backbones.load",
     "Site": "vlsae.backbones.site",
-    "extract": "vlsae.activations.writer",
+    "extract": "vlsae.activations.extraction",
     "ActivationStore": "vlsae.activations.reader",
     "load_dictionary": "vlsae.dictionaries.checkpoint",
     "train": "vlsae.training.loop",
@@ -31,8 +31,8 @@ _ROOMS = ("world", "images", "backbones", "activations", "dictionaries", "traini
 __all__ = [*_PUBLIC, *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
+    from vlsae.activations.extraction import extract
     from vlsae.activations.reader import ActivationStore
-    from vlsae.activations.writer import extract
     from vlsae.backbones.load import load_model
     from vlsae.backbones.site import Site
     from vlsae.concepts.naming import name_latents

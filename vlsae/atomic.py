@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a partial path to write to; it takes the place of `path` when the block ends without an error, else it goes."""
-    partial = path.parent / f".partial-{os.getpid()}-{path.name}"
+    partial = path.parent / f".partial-{secrets.token_hex(4)}-{path.name}"  # jobs on other machines may share a pid
     try:
         yield partial
         os.replace(partial, path)

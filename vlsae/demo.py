@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vlsae.activations.extraction import extract
 from vlsae.activations.reader import ActivationStore
-from vlsae.activations.writer import extract
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model
 from vlsae.concepts.naming import LatentName, name_latents

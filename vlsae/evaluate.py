@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from vlsae.activations.extraction import extract
 from vlsae.activations.reader import ActivationStore
-from vlsae.activations.writer import extract
 from vlsae.atomic import replacing
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model

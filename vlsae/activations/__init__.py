@@ -1,9 +1,10 @@
 """Activations on disk: written once, resumable, verified, read in any order."""
 
+from vlsae.activations.extraction import extract
 from vlsae.activations.format import TOKEN_POLICIES, StoreConfig, StoreError
 from vlsae.activations.paired import PairedActivations
+from vlsae.activations.ranks import job_place, missing_ranks
 from vlsae.activations.reader import ActivationStore, ReaderState
-from vlsae.activations.writer import extract
 
 __all__ = [
     "TOKEN_POLICIES",
@@ -13,4 +14,6 @@ __all__ = [
     "StoreConfig",
     "StoreError",
     "extract",
+    "job_place",
+    "missing_ranks",
 ]

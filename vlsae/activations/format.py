@@ -12,7 +12,8 @@ import numpy as np
 
 from vlsae.atomic import replacing
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)
 DTYPES = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}
 TOKEN_POLICIES = ("patches", "cls", "patches+cls", "all", "random_k")
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
@@ -29,6 +30,7 @@ class StoreConfig:
 
     model: str
     weight_hash: str
+    precision: str
     source: str
     n_source: int
     sites: list[str]
@@ -46,6 +48,15 @@ class StoreConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise StoreError(f"dtype={self.dtype!r} cannot be stored; use one of {', '.join(DTYPES)}.")
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of the complete store (schema 2; in schema 1 it depended on which images could be read)."""
+        return -(-self.n_source // self.shard_images)
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Source indices of a shard: from the first up to and without the second."""
+        return number * self.shard_images, min(self.n_source, (number + 1) * self.shard_images)
 
 
 def select_roles(policy: str, roles: list[str]) -> list[int]:
@@ -90,8 +101,11 @@ def read_config(root: Path) -> StoreConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise StoreError(f"{path} is damaged ({error}); extract the store again.") from error
-    if values.get("schema") != SCHEMA:
-        raise StoreError(f"{path} has schema {values.get('schema')}, this version reads {SCHEMA}; extract again.")
+    if values.get("schema") not in READABLE:
+        supported = " and ".join(map(str, READABLE))
+        raise StoreError(f"{path} has schema {values.get('schema')}, this version reads {supported}; extract again.")
+    if values["schema"] == 1:
+        values["precision"] = "float32"  # there was no other
     known = set(StoreConfig.__dataclass_fields__)
     if set(values) != known:
         raise StoreError(f"{path} misses {sorted(known - set(values))} or has unknown {sorted(set(values) - known)}.")
@@ -110,16 +124,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def complete_shards(root: Path) -> list[dict]:
-    """`shard.json` of every complete shard, in order."""
-    shards = []
-    while (path := shard_folder(root, len(shards)) / "shard.json").exists():
+def complete_shards(root: Path) -> dict[int, dict]:
+    """`shard.json` of every complete shard, by its number, in order."""
+    shards = {}
+    for path in sorted((root / "shards").glob("[0-9]*/shard.json"), key=lambda path: int(path.parent.name)):
         try:
-            shards.append(json.loads(path.read_text(encoding="utf-8")))
+            shards[int(path.parent.name)] = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise StoreError(
-                f"{path} is damaged ({error}); delete this shard and all after it, and extract again."
-            ) from error
+            raise StoreError(f"{path} is damaged ({error}); delete this shard and extract again.") from error
     return shards
 
 

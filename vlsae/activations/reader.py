@@ -55,8 +55,10 @@ class ActivationStore:
     def __init__(self, path: str | Path, site: str | None = None):
         self.path = Path(path)
         self.config = read_config(self.path)
-        numbered = [(i, s) for i, s in enumerate(complete_shards(self.path)) if s["ids"]]
-        self._numbers, self.shards = [i for i, _ in numbered], [s for _, s in numbered]
+        found = complete_shards(self.path)
+        self._present = set(found)
+        self._numbers = [number for number, shard in found.items() if shard["ids"]]
+        self.shards = [found[number] for number in self._numbers]
         if not self.shards:
             raise StoreError(f"{self.path} has no complete shard yet; run vlsae.extract on it again.")
         self.site = site or self.config.sites[0]
@@ -71,20 +73,34 @@ class ActivationStore:
 
     @property
     def complete(self) -> bool:
-        """Whether extraction ran to its end."""
+        """Whether extraction ran to its end, on all ranks."""
         return (self.path / "manifest.json").exists()
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards that were not there when the store was opened; `missing_ranks` says whose they are."""
+        return [n for n in range(self.config.n_shards) if n not in self._present] if self.config.schema > 1 else []
 
     @property
     def manifest(self) -> dict:
         if not self.complete:
-            raise StoreError(f"{self.path} is not complete; run the extraction again to finish it.")
+            lacks = "".join(
+                f" Shard {n} (images {first} to {stop - 1}) is missing."
+                for n, (first, stop) in ((n, self.config.span(n)) for n in self.missing[:3])
+            )
+            more = f" So are {len(self.missing) - 3} more." if len(self.missing) > 3 else ""
+            raise StoreError(
+                f"{self.path} is not complete; run the extraction again, on every rank, to finish it.{lacks}{more}"
+            )
         return json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
 
     @property
     def fingerprint(self) -> str:
-        """What a training run must find again to be continued: the model, the site, and the images in their order."""
+        """What a training run must find again to be continued: the model, its precision, the site, and the images in order."""
         digest = hashlib.blake2b("\n".join(self.ids).encode(), digest_size=8).hexdigest()
-        return f"{self.config.weight_hash}/{self.site}/{self.config.tokens}/{self.n_tokens}/{digest}"
+        exact = self.config.precision == "float32"  # which older runs do not name
+        model = self.config.weight_hash + ("" if exact else f"/{self.config.precision}")
+        return f"{model}/{self.site}/{self.config.tokens}/{self.n_tokens}/{digest}"
 
     @property
     def geometry(self) -> Geometry:
@@ -118,23 +134,27 @@ class ActivationStore:
         return maps
 
     def _tensor(self, raw: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.array(raw))
+        """Raw values as float32, in memory of their own."""
+        tensor = torch.from_numpy(raw if raw.flags.writeable else np.array(raw))  # torch takes no read-only memory
         if self.config.dtype == "bfloat16":
             tensor = tensor.view(torch.bfloat16)
         return tensor.float()
 
-    def images(self, start: int, stop: int) -> Tensor:
-        """Activations of images `start` to `stop`, float32 `[n, n_tokens, d]`."""
-        parts = []
+    def _raw(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """The stored values of images `start` to `stop`, a piece a shard."""
         first = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
         last = int(np.searchsorted(self._starts, stop, side="left"))
         for i in range(first, min(last, len(self._maps))):
-            array, low, high = self._maps[i], max(start, self._starts[i]), min(stop, self._starts[i + 1])
+            low, high = max(start, self._starts[i]), min(stop, self._starts[i + 1])
             if low < high:
-                parts.append(self._tensor(array[low - self._starts[i] : high - self._starts[i]]))
+                yield self._maps[i][low - self._starts[i] : high - self._starts[i]]
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Activations of images `start` to `stop`, float32 `[n, n_tokens, d]`."""
+        parts = [self._tensor(raw) for raw in self._raw(start, stop)]
         if not parts:
             raise StoreError(f"Images {start} to {stop} were asked for, but the store holds {self.n_images}.")
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __getitem__(self, index: int) -> Tensor:
         index = range(self.n_images)[index]
@@ -169,9 +189,9 @@ class ActivationStore:
     ) -> Iterator[tuple[Tensor, ReaderState]]:
         """One pass over all tokens in random order, each exactly once, with the state after every batch.
 
-        Images are permuted, then tokens within buffers of 1,024 images: memory is a few times one buffer, and any two
-        images can meet. The order is a function of `state.seed` and `state.rank`; a pass continued from a state gives the same
-        batches as one that was never stopped.
+        Images are permuted, then tokens within buffers of 1,024 images: memory is one buffer in the store's dtype, and any
+        two images can meet. The order is a function of `state.seed` and `state.rank`; a pass continued from a state gives
+        the same batches as one that was never stopped.
 
         Args:
             batch_size: tokens a batch; the last is smaller.
@@ -195,25 +215,39 @@ class ActivationStore:
         passed = int(given[done - 1]) if done else 0
         begin = int(np.searchsorted(ends, passed, side="right"))  # the group that holds the first token not yet given
         skip = passed - int(ends[begin] - sizes[begin])
-        kept = torch.empty(0, self.d)
+        raw = DTYPES[self.config.dtype]
+        buffer = np.empty((max(map(len, groups)), self.n_tokens, self.d), raw)
+        kept = np.empty((0, self.d), raw)  # given out neither with the last group nor yet with this one
         for number in range(begin, len(groups)):
-            group = self._shuffled_group(groups[number], number, state, select)
-            buffer = torch.cat([kept, group[skip:] if number == begin else group])
-            stop = len(buffer) if number == len(groups) - 1 else len(buffer) // batch_size * batch_size
+            rows = self._read_into(buffer, groups[number])
+            order = self._order(groups[number], number, state, select)[skip if number == begin else 0 :]
+            total = len(kept) + len(order)
+            stop = total if number == len(groups) - 1 else total // batch_size * batch_size
             for start in range(0, stop, batch_size):
-                batch = buffer[start : min(start + batch_size, stop)]
-                passed += len(batch)
+                end = min(start + batch_size, stop)
+                passed += end - start
                 if passed > state.position:
-                    yield batch, ReaderState(state.seed, state.rank, passed)
-            kept = buffer[stop:]
+                    # gathered in the store's dtype: rows of 16 bits move by half the bytes, and numpy copies whole rows
+                    batch = rows[order[max(0, start - len(kept)) : end - len(kept)]]
+                    batch = batch if start >= len(kept) else np.concatenate([kept, batch])
+                    yield self._tensor(batch), ReaderState(state.seed, state.rank, passed)
+            kept = np.concatenate([kept[stop:], rows[order[max(0, stop - len(kept)) :]]])
 
-    def _shuffled_group(self, members: np.ndarray, number: int, state: ReaderState, select) -> Tensor:
-        """The chosen tokens of some images in the random order of group `number`."""
-        buffer = torch.cat([self.images(*run) for run in _runs(members)]).flatten(0, 1)
-        if select is not None:
-            buffer = buffer[torch.from_numpy(select[members].ravel())]
+    def _read_into(self, buffer: np.ndarray, members: np.ndarray) -> np.ndarray:
+        """Copy some images to the front of a buffer, in sequence where they are neighbours; its rows are tokens."""
+        at = 0
+        for run in _runs(members):
+            for part in self._raw(*run):
+                buffer[at : at + len(part)] = part
+                at += len(part)
+        return buffer[:at].reshape(-1, self.d)
+
+    def _order(self, members: np.ndarray, number: int, state: ReaderState, select) -> np.ndarray:
+        """The random order of group `number`: rows of its images, those that are chosen."""
+        n = len(members) * self.n_tokens
+        chosen = np.arange(n) if select is None else np.flatnonzero(select[members].ravel())
         rng = np.random.default_rng((state.seed, 1 + number, state.rank))
-        return buffer[torch.from_numpy(rng.permutation(len(buffer)))]
+        return chosen[rng.permutation(len(chosen))]
 
     def verify(self) -> None:
         """Compare every file with its checksum; raises StoreError naming the damaged ones."""
@@ -228,7 +262,7 @@ class ActivationStore:
         damaged = [str(path) for path, value in expected.items() if not path.exists() or sha256(path) != value]
         if damaged:
             raise StoreError(
-                f"Damaged: {', '.join(damaged)} (checksum differs). Delete the shard and all after it, and extract again."
+                f"Damaged: {', '.join(damaged)} (checksum differs). Delete these shards and extract again."
             )
 
 

@@ -52,6 +52,7 @@ class Backbone:
         geometry: how preprocessing places the image on the patch grid.
         token_roles: "cls", "register" or "patch" for every vision token.
         has_text: whether it has a text tower.
+        precision: how the blocks of the vision tower compute (`set_precision`).
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class Backbone:
     geometry: Geometry
     token_roles: list[str]
     has_text: bool = True
+    precision: str = "float32"
 
     # ---- what a sub-class provides -------------------------------------------------------------------------------
 
@@ -323,7 +325,7 @@ class Backbone:
 
     @torch.no_grad()
     def tokens(self, images, site: str | Site = "vision.-2.resid_post") -> Tensor:
-        """Activations of images at a site, `[B, T, d]`; nothing after the site is computed.
+        """Activations of images at a site, float32 `[B, T, d]`; nothing after the site is computed.
 
         For a site of the text tower, `images` are texts.
         """
@@ -332,7 +334,7 @@ class Backbone:
 
     @torch.no_grad()
     def tokens_at(self, images, sites: Sequence[str | Site]) -> dict[str, Tensor]:
-        """Activations at several sites in one forward pass that ends at the last of them."""
+        """Activations at several sites in one forward pass that ends at the last of them, each float32 `[B, T, d]`."""
         sites = [Site.parse(site) for site in sites]
         towers = {site.tower for site in sites}
         if len(towers) != 1:
@@ -342,4 +344,4 @@ class Backbone:
         forward = self.forward_vision if tower == "vision" else self.forward_text
         with self.capture(*sites, stop=True) as found, suppress(EarlyExit):
             self._pooled(tower, forward(inputs))
-        return dict(found)
+        return {site: tokens.float() for site, tokens in found.items()}

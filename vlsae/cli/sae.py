@@ -26,9 +26,15 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
     extract.add_argument("--tokens", default="patches", choices=["patches", "cls", "patches+cls", "all", "random_k"])
     extract.add_argument("--random-k", type=int, default=0, help="tokens an image with --tokens random_k")
     extract.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
-    extract.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
+    extract.add_argument(
+        "--precision", default="float32", choices=["float32", "float32_onednn", "bfloat16"],
+        help="in which the vision tower computes; float32_onednn is quicker on AMD, bfloat16 most of all and 1 %% off",
+    )  # fmt: skip
+    extract.add_argument("--batch-size", type=int, default=None, help="images a forward pass; chosen where not given")
     extract.add_argument("--shard-images", type=int, default=512, help="images a shard of the store")
     extract.add_argument("--strict", action="store_true", help="fail at the first unreadable image")
+    extract.add_argument("--rank", type=int, default=None, help="this job of several that fill one store, from 0")
+    extract.add_argument("--world-size", type=int, default=None, help="how many jobs; both from torchrun, else one job")
     extract.add_argument("--device", default="cpu")
 
     train = add("train", "Train a dictionary on extracted activations.", RUN / "dictionary")
@@ -120,16 +126,21 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _extract(options: argparse.Namespace) -> dict[str, Any]:
-    from vlsae.activations.writer import extract
+    from vlsae.activations.extraction import extract
+    from vlsae.activations.ranks import job_device, job_place, missing_ranks
     from vlsae.backbones.load import load_model
 
+    rank, world_size = job_place(options.rank, options.world_size)
     store = extract(
-        load_model(options.model, options.device), options.images, options.site, options.out, tokens=options.tokens,
-        random_k=options.random_k, dtype=options.dtype, batch_size=options.batch_size,
+        load_model(options.model, job_device(options.device), options.precision), options.images, options.site, options.out,
+        tokens=options.tokens, random_k=options.random_k, dtype=options.dtype, batch_size=options.batch_size,
         shard_images=options.shard_images, seed=options.seed, strict=options.strict, progress=not options.json,
+        rank=rank, world_size=world_size,
     )  # fmt: skip
-    facts = {"n_images": store.n_images, "n_tokens": store.n_tokens, "d": store.d}
-    return {"store": str(options.out), **facts, "n_skipped": store.manifest["n_skipped"]}
+    facts = {"store": str(options.out), "n_images": store.n_images, "n_tokens": store.n_tokens, "d": store.d}
+    if not store.complete:
+        return {**facts, "complete": False, "missing_ranks": missing_ranks(store, world_size)}
+    return {**facts, "n_skipped": store.manifest["n_skipped"]}
 
 
 def _named_value(text: str) -> tuple[str, Any]:

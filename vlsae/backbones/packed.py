@@ -1,0 +1,76 @@
+"""Linear layers in float32 by oneDNN, their weights laid out for it beforehand.
+
+On processors with AVX-512 that are not Intel's, torch's own float32 products stop at AVX2; oneDNN's take half the time and
+give the same but for the order of sums. In bfloat16, torch takes oneDNN itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
+
+
+def can_pack() -> bool:
+    """Whether this torch has oneDNN and its operators on packed weights."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
+
+
+def pack(module: nn.Module) -> None:
+    """Let the linear layers and self-attentions inside a float32 module on the processor use packed weights.
+
+    The copies take as much memory as the weights. Where gradients are wanted, or the weights have been changed or moved
+    since, a layer goes its own way again.
+
+    Args:
+        module: changed in place; hooks on its parts, its parameters and its state dict stay as they are.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.MultiheadAttention):
+            part.forward = _attention(part)
+        elif type(part) is nn.Linear:
+            part.forward = _linear(part)
+
+
+class _Product:
+    """`x @ weight.T + bias` with a packed weight; `fits` says whether it may stand for the layer's own."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias, self.version = weight, bias, weight._version
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+    def fits(self, x: Tensor) -> bool:
+        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        alike = x.dtype == self.weight.dtype == torch.float32 and x.device == self.weight.device
+        return alike and x.device.type == "cpu" and self.weight._version == self.version and not wants_gradient
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def _linear(part: nn.Linear) -> Callable[[Tensor], Tensor]:
+    own, product = part.forward, _Product(part.weight, part.bias)
+    return lambda x: product(x) if product.fits(x) else own(x)
+
+
+def _attention(part: nn.MultiheadAttention) -> Callable:
+    """Self-attention without masks, as in a ViT; anything else goes the module's own way."""
+    own, heads = part.forward, part.num_heads
+    if not part.batch_first or part.in_proj_weight is None or part.bias_k is not None or part.add_zero_attn:
+        return own
+    project = _Product(part.in_proj_weight, part.in_proj_bias)
+    leave = _Product(part.out_proj.weight, part.out_proj.bias)
+
+    def forward(query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, **options):
+        masked = key_padding_mask is not None or attn_mask is not None or options.get("is_causal")
+        same = query is key and key is value and project.fits(query) and leave.fits(query)
+        if need_weights or masked or not same:
+            return own(query, key, value, key_padding_mask, need_weights, attn_mask, **options)
+        q, k, v = project(query).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        return leave(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
+
+    return forward
