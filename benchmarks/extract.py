@@ -184,10 +184,10 @@ def peak(name: str, argv: list[str]) -> float:
 
 
 def measure(args: argparse.Namespace, argv: list[str], folder: Path) -> None:
-    from vlsae.backbones.packed import can_pack
+    from vlsae import onednn
 
     rows = rows_of(args, folder)
-    if not can_pack():
+    if not onednn.is_available():
         print("left out, this torch has no oneDNN: the rows with float32_onednn")
         rows = {name: make for name, make in rows.items() if "oneDNN" not in name and "onednn" not in name}
     if args.peak:

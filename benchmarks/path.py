@@ -44,15 +44,15 @@ def watch_parts(stages: Stages) -> None:
     import torch
     from numba.core.dispatcher import Dispatcher
 
+    from vlsae import onednn
     from vlsae.backbones.base import Backbone
-    from vlsae.dictionaries import selection
     from vlsae.dictionaries.base import Dictionary
 
     for method in ("tokens_at", "forward_image", "encode_text", "readout_directions"):
         stages.watch(Backbone, method, part=MODEL)
     stages.watch(Dictionary, "encode_sparse", part=CHOICE)
     stages.watch(torch, "mm", part=PRODUCT)  # blocks of pre-activations are the only user, of either product
-    stages.watch(selection, "quick_product", part=PRODUCT)
+    stages.watch(onednn, "product", part=PRODUCT)
     stages.watch(Dispatcher, "_compile_for_args", part=COMPILE)
 
 

@@ -95,7 +95,7 @@ def quickest_product(x, W) -> Callable[[], object]:
     import numpy as np
     import torch
 
-    from vlsae.dictionaries.selection import has_quick_product, quick_product
+    from vlsae import onednn
 
     rows = 256 if len(W) > 10_000 else 2048  # of which products take least time; all of them at these sizes
     out, parts = torch.empty(rows, len(W)), x.split(rows)
@@ -103,8 +103,8 @@ def quickest_product(x, W) -> Callable[[], object]:
         "torch.mm": lambda part: torch.mm(part, W.T, out=out[: len(part)]),
         "numpy": lambda part: np.matmul(part.numpy(), W.numpy().T, out=out[: len(part)].numpy()),
     }
-    if has_quick_product():
-        ways["oneDNN"] = lambda part: quick_product(part, W)
+    if onednn.is_available():
+        ways["oneDNN"] = lambda part: onednn.product(part, W)
     spent = dict.fromkeys(ways, float("inf"))
     for name in [*ways] * 3:
         start = time.process_time()
@@ -206,23 +206,23 @@ def parts_of_step(args: argparse.Namespace, x) -> str:
 
         return call
 
-    from vlsae.dictionaries import selection
+    from vlsae import onednn
 
-    lines, product, quick, threads = [], torch.mm, selection.quick_product, selection_compiled.in_threads
+    lines, product, quick, threads = [], torch.mm, onednn.product, selection_compiled.in_threads
     for label, chosen in (("float32", "float32"), ("bf16 selection", "bfloat16")):
         step = our_step(args, x, "fused", chosen)
         step()
         step()
         spent.clear()
         torch.mm = timed(product, lambda *_: "encoder product")
-        selection.quick_product = timed(quick, lambda *_: "encoder product")
+        onednn.product = timed(quick, lambda *_: "encoder product")
         for module in (selection_compiled, compiled):
             module.in_threads = timed(threads, lambda kernel, *_: kernel.__name__)
         start = clock()
         for _ in range(args.rounds):
             step()
         whole = clock() - start
-        torch.mm, selection.quick_product = product, quick
+        torch.mm, onednn.product = product, quick
         for module in (selection_compiled, compiled):
             module.in_threads = threads
         spent["everything else"] = whole - sum(spent.values())

@@ -11,7 +11,7 @@ import pytest
 import vlsae
 
 ROOT = Path(vlsae.__file__).parent
-FLOW = ["registry", "atomic", "threads", "images", "world", "backbones", "activations", "dictionaries", "training",
+FLOW = ["registry", "atomic", "threads", "onednn", "images", "world", "backbones", "activations", "dictionaries", "training",
         "splice", "concepts", "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo_words",
         "demo", "evaluate", "cli"]  # fmt: skip
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vlsae import onednn
 from vlsae.activations import ActivationStore, StoreError, extract
 from vlsae.activations.extraction import _default_batch
 from vlsae.backbones import PRECISIONS, load_model
-from vlsae.backbones.packed import can_pack
 from vlsae.cli import main
 from vlsae.world import scenes
 
@@ -30,7 +30,7 @@ def test_precision_is_part_of_the_store(tiny, tmp_path):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_command_line(tmp_path, precision):
-    if precision == "float32_onednn" and not can_pack():
+    if precision == "float32_onednn" and not onednn.is_available():
         pytest.skip("this torch has no oneDNN")
     for i, scene in enumerate(scenes(3, seed=1)):
         scene.image.save(tmp_path / f"{i}.png")

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from vlsae.backbones import load_model, packed, precision
-from vlsae.backbones.packed import can_pack, pack
+from vlsae import onednn
+from vlsae.backbones import load_model
+from vlsae.backbones.packed import pack
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="this torch has no oneDNN")
 
 
 def _pair(net: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -50,7 +51,6 @@ def test_self_attention_and_all_other_kinds(options):
 
 
 def test_without_onednn_the_error_says_what_to_use(monkeypatch):
-    monkeypatch.setattr(packed, "OPERATORS", ("_no_such_operator",))
-    monkeypatch.setattr(precision, "can_pack", packed.can_pack)
+    monkeypatch.setattr(onednn, "is_available", lambda: False)
     with pytest.raises(ValueError, match="tiny is on cpu, and this torch has none. Use 'float32' or 'bfloat16'"):
         load_model("tiny", precision="float32_onednn")

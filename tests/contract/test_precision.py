@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.backbones.models import BUILDERS
+from vlsae import onednn
 from vlsae.backbones import load_model, set_precision
-from vlsae.backbones.packed import can_pack
 from vlsae.world import scenes
 
 # A bfloat16 is at most 2^-9 off. Every block rounds about ten times (norms, weights, products, two sums); if all of that
@@ -18,7 +18,7 @@ PLACES = ("vision.0.resid_post", "vision.1.mlp_out", "vision.-1.resid_post", "vi
 @pytest.fixture(scope="module", params=[(kind, precision) for precision in BOUNDS for kind in BUILDERS], ids=" ".join)
 def models(request):
     kind, precision = request.param
-    if precision == "float32_onednn" and not can_pack():
+    if precision == "float32_onednn" and not onednn.is_available():
         pytest.skip("this torch has no oneDNN")
     return BUILDERS[kind](), set_precision(BUILDERS[kind](), precision)
 

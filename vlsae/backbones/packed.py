@@ -1,8 +1,4 @@
-"""Linear layers in float32 by oneDNN, their weights laid out for it beforehand.
-
-On processors with AVX-512 that are not Intel's, torch's own float32 products stop at AVX2; oneDNN's take half the time and
-give the same but for the order of sums. In bfloat16, torch takes oneDNN itself.
-"""
+"""Linear layers in float32 by oneDNN, their weights laid out for it beforehand."""
 
 from __future__ import annotations
 
@@ -12,12 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
-
-
-def can_pack() -> bool:
-    """Whether this torch has oneDNN and its operators on packed weights."""
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
+from vlsae import onednn
 
 
 def pack(module: nn.Module) -> None:
@@ -41,7 +32,7 @@ class _Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self.weight, self.bias, self.version = weight, bias, weight._version
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.packed = onednn.packed(weight.detach())
 
     def fits(self, x: Tensor) -> bool:
         wants_gradient = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
@@ -49,7 +40,7 @@ class _Product:
         return alike and x.device.type == "cpu" and self.weight._version == self.version and not wants_gradient
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return onednn.product(x, self.packed, self.bias)
 
 
 def _linear(part: nn.Linear) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlsae.backbones.packed import can_pack, pack
+from vlsae import onednn
+from vlsae.backbones.packed import pack
 
 if TYPE_CHECKING:
     from vlsae.backbones.base import Backbone
@@ -48,10 +49,10 @@ def set_precision(model: Backbone, precision: str) -> Backbone:
     if model.precision != "float32":
         raise ValueError(f"{model.spec} computes in {model.precision} already; load it again for {precision}.")
     if precision == "float32_onednn":
-        if model.device.type != "cpu" or not can_pack():
+        if model.device.type != "cpu" or not onednn.is_available():
             raise ValueError(
                 f"precision='float32_onednn' needs a model on the processor and a torch with oneDNN; {model.spec} is on "
-                f"{model.device}, and this torch has {'it' if can_pack() else 'none'}. Use 'float32' or 'bfloat16'."
+                f"{model.device}, and this torch has {'it' if onednn.is_available() else 'none'}. Use 'float32' or 'bfloat16'."
             )
         pack(model.blocks("vision"))
     else:

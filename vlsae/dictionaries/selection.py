@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from vlsae import onednn
 
 CHUNK = 6 * 2**20  # pre-activations at a time: 25 MB, which stay in the cache until they are looked through
 LEAST = 64  # tokens at a time: fewer would read all keys for little
@@ -57,21 +59,6 @@ class Rows:
         return Rows(ends[self.ptr], self.idx[wanted], self.val[wanted])
 
 
-@lru_cache(maxsize=1)
-def has_quick_product() -> bool:
-    """Whether oneDNN's float32 product is to be had and not slower than torch's own, which stops at AVX2 on AMD's."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    )
-
-
-def quick_product(x: Tensor, W: Tensor) -> Tensor:
-    """`x W^T` by oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(x, W, None, "none", [], "")
-
-
 @dataclass
 class Products:
     """`x W^T + bias` in blocks of rows, without its dense whole: a block may be overwritten by the next.
@@ -90,12 +77,12 @@ class Products:
         """Rows and their products `[b, n]` without bias, float32, or bfloat16 where rounded."""
         step = max(LEAST, CHUNK // len(self.W))
         keys = self.W if self.rounded is None else self.rounded
-        one_dnn = keys.dtype == torch.float32 and keys.device.type == "cpu" and has_quick_product()
+        one_dnn = keys.dtype == torch.float32 and keys.device.type == "cpu" and onednn.is_quick()
         out = None if one_dnn else keys.new_empty(min(step, len(self.x)), len(keys))
         for begin in range(0, len(self.x), step):
             part = self.x[begin : begin + step]
             if one_dnn:
-                block = quick_product(part, keys)
+                block = onednn.product(part, keys)
             else:
                 block = torch.mm(part.to(keys.dtype), keys.T, out=out[: len(part)])
             yield slice(begin, begin + len(part)), block
