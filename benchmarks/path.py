@@ -17,7 +17,7 @@ PACKAGES = ("numpy", "torch", "numba", "open_clip_torch", "matplotlib")
 MODEL, PRODUCT, CHOICE, COMPILE = "model", "encoder product", "choosing codes", "compiling"
 PARTS = (MODEL, PRODUCT, CHOICE, COMPILE, REST)
 FREE = ("extract", "train")  # stages that may take what they take: the model, and the optimiser
-SITE = "vision.-2.resid_post"
+SITES = "vision.-2.resid_post", "vision.pooled"
 ALLOWED = 0.10  # of the whole, for what a stage adds to extraction, encoder product and optimiser
 
 
@@ -89,9 +89,9 @@ def stand_in(args: argparse.Namespace):
     tokenizer = open_clip.get_tokenizer("ViT-B-16")
     real = OpenClipBackbone(clip, tokenizer, "ViT-B/16, random weights")
     drawn = [scene.image for scene in scenes(args.probe, seed=1, resolution=224)]
-    real.tokens(drawn[:1], SITE)
+    real.tokens_at(drawn[:1], SITES)
     start = time.process_time()
-    real.tokens(drawn, SITE)
+    real.tokens_at(drawn, SITES)
     seconds = (time.process_time() - start) / len(drawn)
     pool = tokens(196 * 64, 768).view(64, 196, 768)
 
@@ -103,7 +103,7 @@ def stand_in(args: argparse.Namespace):
             at = torch.arange(self.images - len(images), self.images) % len(pool)
             shift = torch.randn(len(at), 1, 768, generator=torch.Generator().manual_seed(self.images))
             x = pool[at] + 0.1 * shift
-            return {str(sites[0]): torch.cat([x[:, :1], x], 1)}
+            return {str(sites[0]): torch.cat([x[:, :1], x], 1), str(sites[1]): x[:, :1, :512]}
 
         def forward_vision(self, pixels):
             self.images += len(pixels)
@@ -125,7 +125,7 @@ def full(args: argparse.Namespace, stages: Stages, out: Path) -> dict:
     source = vlsae.load_images(vlsae.world.scenes(n_images, seed=2, resolution=224))
     watch_parts(stages)
     with stages.stage("extract"):
-        store = vlsae.extract(model, source, SITE, out / "activations", progress=False)
+        store = vlsae.extract(model, source, SITES, out / "activations", progress=False)
     computed = {"extract": model.images}
     with stages.stage("train"):
         steps = max(1, args.passes * len(store) // 4096)
@@ -133,15 +133,13 @@ def full(args: argparse.Namespace, stages: Stages, out: Path) -> dict:
     with stages.stage("statistics"):
         statistics = vlsae.latent_statistics(sae, store, labels=np.arange(n_images) % 20, n_classes=20, progress=False)
         statistics.save(out / "statistics")
-    for name, stage in {"name_latents": "names", "_embed": "image embeddings", "reconstruction": "reconstruction",
+    for name, stage in {"name_latents": "names", "reconstruction": "reconstruction",
                         "latent_cards": "heatmaps"}.items():  # fmt: skip
         stages.watch(report, name, stage)
-    model.images = 0
     words = [f"{a} {b}" for a in vlsae.world.concepts()["color"] for b in vlsae.world.concepts()["object"]]
     with stages.stage("report"):
         report.write_report(store, sae, statistics, out / "r.html", model=model, images=source,
                             vocabulary=words[: args.words])  # fmt: skip
-    computed["image embeddings"] = model.images
     with stages.stage("localisation"):
         x = store.images(0, n_images)
         localise(sae.encode_sparse, x, np.random.default_rng(0).integers(-1, 20, x.shape[:2]), 20)

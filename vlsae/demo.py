@@ -104,7 +104,15 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
         "single": scenes(n_test // 2, seed=seed + 3000, n_objects=SINGLE, styles="seen"),
     }
     stores = {
-        name: extract(model, drawn, SITE, out / "activations" / name, batch_size=64, seed=seed, progress=progress)
+        name: extract(
+            model,
+            drawn,
+            [SITE, "vision.pooled"] if name == "test" else SITE,
+            out / "activations" / name,
+            batch_size=64,
+            seed=seed,
+            progress=progress,
+        )
         for name, drawn in draws.items()
     }
     lap("extract")
@@ -118,7 +126,7 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
     statistics.save(out / "statistics")
     labelled.save(out / "statistics_labelled")
     lap("statistics")
-    embeddings = model.encode_image(draws["test"])
+    embeddings = stores["test"].embeddings()
     names = _names(model, dictionary, stores["train"], embeddings, statistics)
     lap("names")
     localisation, metrics = _scores(model, dictionary, names, draws, stores, labels, seed)

@@ -69,6 +69,20 @@ def test_several_sites_in_one_pass(tiny, tmp_path):
         ActivationStore(tmp_path, "vision.9.resid_post")
 
 
+@pytest.mark.parametrize("tokens", ["patches", "random_k"])
+def test_embeddings_beside_tokens_are_those_of_the_model(tiny, tmp_path, tokens):
+    drawn = scenes(5, seed=3)
+    options = {"tokens": tokens, "random_k": 3 * (tokens == "random_k"), "dtype": "float32", "progress": False}
+    store = extract(tiny, drawn, ["vision.-2.resid_post", "vision.pooled"], tmp_path / "both", batch_size=2, **options)
+    assert (store.embeddings() - tiny.encode_image(list(drawn))).abs().max() < 1e-6  # another batch, another rounding
+    alone = extract(tiny, drawn, out=tmp_path / "alone", batch_size=2, **options)
+    assert torch.equal(store.images(0, 5), alone.images(0, 5)) and alone.embeddings() is None
+    pooled = ActivationStore(tmp_path / "both", "vision.pooled")
+    assert (pooled.n_tokens, pooled.token_roles, len(pooled)) == (1, ["cls"], 5)
+    assert [len(x) for x, _ in pooled.shuffled(2)] == [2, 2, 1]
+    store.verify()
+
+
 def test_pooled_store(tiny, tmp_path):
     drawn = scenes(4, seed=2)
     out = extract(tiny, drawn, "vision.pooled", tmp_path, batch_size=4, dtype="float32", progress=False)

@@ -63,7 +63,8 @@ def extract(
     Args:
         model: a `Backbone` or its name; `load_model(name, device, precision="bfloat16")` is the quick one.
         images: anything `vlsae.load_images` opens.
-        site: one site or several of one tower, all read in one forward pass that ends at the last of them.
+        site: one site or several of one tower, all read in one forward pass that ends at the last of them. With
+            "vision.pooled" beside sites of tokens, the store also holds every image's embedding (`store.embeddings()`).
         out: folder of the store.
         tokens: "patches", "cls", "patches+cls", "all" (with registers) or "random_k" (`random_k` tokens an image).
         random_k: tokens kept of every image under `tokens="random_k"`.
@@ -112,10 +113,9 @@ def _plan(model, source, sites, tokens, random_k, dtype, batch_size, shard_image
         raise StoreError(
             f"Images have activations in the vision tower; sites of {', '.join(sorted(towers))} were given."
         )
-    if any(s.stream == "pooled" for s in sites) and len(sites) > 1:
-        raise StoreError("A pooled site has one token an image; extract it to a store of its own.")
-    roles = ["cls"] if sites[0].stream == "pooled" else list(model.token_roles)
-    if sites[0].stream == "pooled":
+    only_pooled = all(s.stream == "pooled" for s in sites)
+    roles = ["cls"] if only_pooled else list(model.token_roles)
+    if only_pooled:
         tokens = "cls"
     if tokens not in TOKEN_POLICIES:
         raise StoreError(f"tokens={tokens!r} is unknown; use one of {', '.join(TOKEN_POLICIES)}.")

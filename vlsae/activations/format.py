@@ -80,6 +80,11 @@ def shard_folder(root: Path, number: int) -> Path:
     return root / "shards" / f"{number:05d}"
 
 
+def is_pooled(site: str) -> bool:
+    """Whether a site has one token an image."""
+    return site.endswith(".pooled")
+
+
 def site_file(site: str) -> str:
     return f"{site}.bin"
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlsae.activations.format import (
     DTYPES,
     StoreError,
     complete_shards,
+    is_pooled,
     read_config,
     sha256,
     shard_folder,
@@ -65,7 +67,7 @@ class ActivationStore:
         if self.site not in self.config.sites:
             raise StoreError(f"{self.path} has no site {self.site}; it holds {', '.join(self.config.sites)}.")
         self.d = int(self.shards[0]["d"][self.site])
-        self.n_tokens = self.config.random_k or len(self.config.token_roles)
+        self.n_tokens = 1 if is_pooled(self.site) else self.config.random_k or len(self.config.token_roles)
         for field in ("ids", "names", "labels", "sizes", "indices"):
             setattr(self, field, [value for s in self.shards for value in s[field]])
         self.n_images = len(self.ids)
@@ -108,7 +110,7 @@ class ActivationStore:
 
     @property
     def token_roles(self) -> list[str]:
-        return self.config.token_roles
+        return ["cls"] if is_pooled(self.site) else self.config.token_roles
 
     @property
     def class_names(self) -> list[str]:
@@ -162,7 +164,7 @@ class ActivationStore:
 
     def token_positions(self, index: int) -> np.ndarray:
         """Positions in the model's sequence of the tokens of an image (under random_k they differ by image)."""
-        if self.config.tokens != "random_k":
+        if self.config.tokens != "random_k" or is_pooled(self.site):
             return np.arange(self.n_tokens)
         shard = int(np.searchsorted(self._starts, index, side="right") - 1)
         path = shard_folder(self.path, self._numbers[shard]) / "tokens.bin"
@@ -173,6 +175,13 @@ class ActivationStore:
         """All images in order: `(index of the first, [n, n_tokens, d])`."""
         for start in range(0, self.n_images, n_images):
             yield start, self.images(start, min(start + n_images, self.n_images))
+
+    def embeddings(self) -> Tensor | None:
+        """Unit-norm embeddings of all images, float32 `[n_images, e]`; None where no pooled site was extracted."""
+        pooled = next(filter(is_pooled, self.config.sites), None)
+        if pooled is None:
+            return None
+        return F.normalize(ActivationStore(self.path, pooled).images(0, self.n_images)[:, 0], dim=-1)
 
     def mean(self) -> Tensor:
         """Mean of all stored tokens, float32 `[d]`, from sums kept with every shard."""

@@ -18,6 +18,7 @@ from vlsae.activations.format import (
     StoreConfig,
     StoreError,
     complete_shards,
+    is_pooled,
     select_roles,
     sha256,
     shard_folder,
@@ -155,7 +156,7 @@ def write_shard(
 
 def _fill(files, partial, model, source, config, span, strict, bar) -> dict:
     info = {"first": span.start, "ids": [], "names": [], "labels": [], "sizes": [], "indices": [], "skipped": []}
-    roles = ["cls"] if config.sites[0].endswith("pooled") else model.token_roles
+    roles = ["cls"] if all(is_pooled(site) for site in config.sites) else model.token_roles
     positions = None if config.tokens == "random_k" else select_roles(config.tokens, roles)
     next_index = span.start
     with open(partial / "tokens.bin", "wb") as token_file:
@@ -171,7 +172,9 @@ def _fill(files, partial, model, source, config, span, strict, bar) -> dict:
             if chosen is not None:
                 _write_bytes(token_file, chosen.tobytes())
             for site, tokens in found.items():
-                if chosen is not None:
+                if is_pooled(site):
+                    kept = tokens
+                elif chosen is not None:
                     at = torch.from_numpy(chosen.astype(np.int64)).to(tokens.device)
                     kept = torch.gather(tokens, 1, at[..., None].expand(-1, -1, tokens.shape[-1]))
                 else:

@@ -105,7 +105,8 @@ def write_report(
     open_image = _opener(store, images)
     names = None
     if vocabulary and model.has_text:
-        embeddings = _embed(model, store, open_image)
+        stored = store.embeddings()
+        embeddings = _embed(model, store, open_image) if stored is None else stored
         names = name_latents(
             model, dictionary, vocabulary, mean=store.mean(), image_embeddings=embeddings, templates=("a photo of a {}",),
             top_images=statistics.top_images, top_values=statistics.top_image_values,
