@@ -44,19 +44,43 @@ class Rows:
         torch.cumsum(counts, 0, out=ptr[1:])
         return cls(ptr, idx, val)
 
-    @classmethod
-    def concatenate(cls, parts: list[Rows], device: torch.device) -> Rows:
-        """Rows after rows."""
-        counts = [torch.empty(0, dtype=torch.int64, device=device), *(part.ptr.diff() for part in parts)]
-        idx = [torch.empty(0, dtype=torch.int32, device=device), *(part.idx for part in parts)]
-        val = [torch.empty(0, device=device), *(part.val for part in parts)]
-        return cls.from_counts(torch.cat(counts), torch.cat(idx), torch.cat(val))
-
     def keep(self, wanted: Tensor) -> Rows:
         """Only the codes that are wanted, bool `[nnz]`."""
         ends = torch.zeros(len(wanted) + 1, dtype=torch.int64, device=wanted.device)
         torch.cumsum(wanted, 0, out=ends[1:])
         return Rows(ends[self.ptr], self.idx[wanted], self.val[wanted])
+
+
+class Collected:
+    """Codes of one block of rows after the other, in memory that is taken beforehand.
+
+    Small pieces kept between the blocks would lie in the memory of blocks already let go, and keep it from the next.
+
+    Args:
+        n_rows: of all blocks; capacity: codes that there is room for at first; device: of the codes.
+    """
+
+    def __init__(self, n_rows: int, capacity: int, device: torch.device):
+        self.counts = torch.zeros(n_rows, dtype=torch.int64, device=device)
+        self.idx = torch.empty(max(1, capacity), dtype=torch.int32, device=device)
+        self.val = torch.empty(max(1, capacity), device=device)
+        self.n_rows = self.n = 0
+
+    def add(self, part: Rows) -> None:
+        """Rows that follow those before."""
+        end = self.n + len(part.val)
+        if end > len(self.val):
+            more = max(end, 2 * len(self.val)) - len(self.val)
+            self.idx = torch.cat([self.idx, self.idx.new_empty(more)])
+            self.val = torch.cat([self.val, self.val.new_empty(more)])
+        self.counts[self.n_rows : self.n_rows + len(part)] = part.ptr.diff()
+        self.idx[self.n : end], self.val[self.n : end] = part.idx, part.val
+        self.n_rows, self.n = self.n_rows + len(part), end
+
+    @property
+    def rows(self) -> Rows:
+        """All of them."""
+        return Rows.from_counts(self.counts, self.idx[: self.n], self.val[: self.n])
 
 
 @dataclass
@@ -86,6 +110,7 @@ class Products:
             else:
                 block = torch.mm(part.to(keys.dtype), keys.T, out=out[: len(part)])
             yield slice(begin, begin + len(part)), block
+            del block  # its memory is there for the next one, if the caller also lets go of it
 
     @cached_property
     def margins(self) -> Tensor:
@@ -122,24 +147,26 @@ def top_k(products: Products, k: int, *, signed: bool = False, also: Callable | 
     Returns:
         Codes; ties go to the lower latent.
     """
-    parts = []
+    found = Collected(len(products.x), len(products.x) * k, products.x.device)
     for rows, P in products.blocks():
-        parts.append(products.finder.top_k_of_block(products, rows, P, k, signed))
+        found.add(products.finder.top_k_of_block(products, rows, P, k, signed))
         if also is not None:
             also(rows, P)
-    return Rows.concatenate(parts, products.x.device)
+        del P
+    return found.rows
 
 
 def positive(products: Products, bound: float = 0.0, room: int = 256, also: Callable | None = None) -> Rows:
     """All pre-activations above `bound` (at least 0); `room` a row is what memory is reserved for at first."""
-    parts = []
+    found = Collected(len(products.x), len(products.x) * room // 4, products.x.device)
     for rows, P in products.blocks():
         bounds = bound - products.margins[rows] - products.relative * bound
-        found = products.finder.above(products, rows, P, bounds, room)
-        parts.append(found if products.rounded is None else found.keep(found.val > bound))
+        part = products.finder.above(products, rows, P, bounds, room)
+        found.add(part if products.rounded is None else part.keep(part.val > bound))
         if also is not None:
             also(rows, P)
-    return Rows.concatenate(parts, products.x.device)
+        del P
+    return found.rows
 
 
 def largest(values: Tensor, wanted: int) -> Tensor:

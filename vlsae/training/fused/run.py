@@ -52,7 +52,7 @@ class SparseRun(Run):
         x = self.team.share(x).contiguous()
         centred = self.dictionary.reads(x).detach().contiguous()
         dead = self.silent >= self.config.dead_after_tokens
-        watch = self._watch(dead)
+        watch = self._watch(dead, len(x))
         codes = self._select(centred, watch)
         errors, entries = self._reconstruct(x, codes)
         if self.config.dead_policy == "auxk":
@@ -70,7 +70,7 @@ class SparseRun(Run):
             return False
         return float((self.dictionary.pre(x[::PROBE]).detach() > 0).float().mean()) > DENSE
 
-    def _watch(self, dead: Tensor) -> DeadCodes | None:
+    def _watch(self, dead: Tensor, n: int) -> DeadCodes | None:
         """Who collects the codes of dead latents while products pass by; None where no latent is dead."""
         if self.config.dead_policy != "auxk":
             return None
@@ -79,7 +79,7 @@ class SparseRun(Run):
             return None
         latents = dead.nonzero()[:, 0]
         k = min(self.config.aux_k or auxiliary_k(self.dictionary.d), n_dead)
-        return DeadCodes(latents, self.dictionary.b_enc.data[latents], k)
+        return DeadCodes(latents, self.dictionary.b_enc.data[latents], k, n)
 
     def _select(self, centred: Tensor, watch: DeadCodes | None) -> Rows:
         sae, keys = self.dictionary, self.dictionary.keys()
