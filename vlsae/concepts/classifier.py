@@ -23,7 +23,7 @@ def _checked(dictionary: Dictionary, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def concept_effects(dictionary: Dictionary, weight: Tensor) -> Tensor:
-    """By how much one unit of each concept raises each logit, `<w_c, d_i>` (MSAE, arXiv 2502.20578, section 5).
+    """By how much one unit of each concept raises each logit, `<w_c, d_i>` (MSAE, arXiv 2502.20578).
 
     Args:
         dictionary: of the embeddings that the classifier reads.
@@ -67,7 +67,7 @@ def strength_curve(
 ) -> StrengthCurve:
     """The classifier's answers for embeddings in which one concept is given each of some strengths.
 
-    `logit(s) = <w, x> + b + (s - z_c) <w, d_c>`: MSAE's bias analysis (arXiv 2502.20578, section 5), with all that the
+    `logit(s) = <w, x> + b + (s - z_c) <w, d_c>`: MSAE's bias analysis (arXiv 2502.20578), with all that the
     dictionary does not explain kept in the embedding.
 
     Args:

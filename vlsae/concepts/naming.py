@@ -109,7 +109,7 @@ def match_words(
     """Name directions of a joint space by their nearest word, where it is near and the second is much farther.
 
     `cos_iw = cos(d_i - offset, w - mean w)`; the name is accepted where `cos_i1 >= min_cosine` and
-    `cos_i1 / cos_i2 >= min_ratio` (MSAE, arXiv 2502.20578, section 5). For dictionaries of pooled embeddings, whose atoms
+    `cos_i1 / cos_i2 >= min_ratio` (MSAE, arXiv 2502.20578). For dictionaries of pooled embeddings, whose atoms
     are in the space of words; `name_latents` serves tokens inside a model.
 
     Args:

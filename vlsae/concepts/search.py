@@ -31,7 +31,7 @@ class Similar:
 
 
 class ConceptGallery:
-    """Embeddings to search, with their sparse codes kept (MSAE, arXiv 2502.20578, section 5).
+    """Embeddings to search, with their sparse codes kept (MSAE, arXiv 2502.20578).
 
     Args:
         dictionary: trained on such embeddings.

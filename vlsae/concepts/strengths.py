@@ -42,7 +42,7 @@ def concept_directions(dictionary: Dictionary) -> Tensor:
 def with_strengths(dictionary: Dictionary, x: Tensor, strengths: Mapping[int, float]) -> Tensor:
     """Embeddings in which some concepts have another strength, `x' = x + sum_c (s_c - z_c) d_c`.
 
-    MSAE (arXiv 2502.20578, section 5) decodes the changed codes; here what the dictionary does not explain is kept.
+    MSAE (arXiv 2502.20578) decodes the changed codes; here what the dictionary does not explain is kept.
 
     Args:
         dictionary: trained on such embeddings.

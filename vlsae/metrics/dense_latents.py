@@ -14,11 +14,11 @@ from vlsae.metrics.result import Metric
 DENSE = 0.1  # share of tokens from which on the paper calls a latent dense
 ANTIPODAL = 0.9
 BLOCK = 1024  # latents compared with all others at a time
-REFERENCE = "arXiv 2506.15679, section 3"
+REFERENCE = "arXiv 2506.15679"
 
 
 def density(codes: Tensor | Codes) -> Tensor:
-    """Share of vectors on which each latent is active, `density_i = mean_n 1[z_ni != 0]` (arXiv 2506.15679, section 2).
+    """Share of vectors on which each latent is active, `density_i = mean_n 1[z_ni != 0]` (arXiv 2506.15679).
 
     Args:
         codes: `[N, n_latents]`, or `Codes` of N vectors. Of `LatentStatistics`, take `token_count / n_tokens`.
@@ -66,7 +66,7 @@ class Antipodality:
 
 @torch.no_grad()
 def antipodality(dictionary: Dictionary) -> Antipodality:
-    """The best opposite of each latent, `s_i = max_j cos(W_enc_i, W_enc_j) cos(W_dec_i, W_dec_j)` (2506.15679, section 3).
+    """The best opposite of each latent, `s_i = max_j cos(W_enc_i, W_enc_j) cos(W_dec_i, W_dec_j)` (2506.15679).
 
     Only among latents of which both cosines are negative: the paper's maximum over all `j` also gives 1 to a latent and
     its copy. Such a pair reads and writes one direction, `relu(a) - relu(-a) = a`.
@@ -109,7 +109,7 @@ def ablate_subspace(x: Tensor, directions: Tensor) -> Tensor:
     """Activations without their part in the span of some directions, `x - x Q Q^T` with an orthonormal basis `Q` of it.
 
     Train a dictionary on what is left: latents that were dense because of the span are not found again, which is how Sun
-    et al. 2025 (arXiv 2506.15679, section 3) tell signals from artefacts of training.
+    et al. 2025 (arXiv 2506.15679) tell signals from artefacts of training.
 
     Args:
         x: `[..., d]`; directions: `[m, d]`, of any length and not necessarily independent.

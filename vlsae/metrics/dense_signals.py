@@ -15,7 +15,7 @@ from vlsae.dictionaries.base import Codes, Dictionary
 from vlsae.metrics.dense_latents import DENSE, density
 from vlsae.metrics.localisation import auroc
 
-# above what a score explains a latent: |rho|, AUC, |cos| and share as in arXiv 2506.15679, section 4
+# above what a score explains a latent: |rho|, AUC, |cos| and share as in arXiv 2506.15679
 SIGNAL, TRUTH, DIRECTION, NULL_SPACE = 0.4, 0.75, 0.75, 0.2
 
 
@@ -50,7 +50,7 @@ def null_space_share(atoms: Tensor, projection: Tensor, bottom: int | None = Non
     """Share of each atom's squared norm that a projection does not, or hardly, read, `||a U_0||^2 / ||a||^2`.
 
     `U_0` are the left singular vectors of the projection with singular value 0, or the last `bottom` of them
-    (arXiv 2506.15679, section 4: the last ten of the unembedding). For CLIP the projection is `visual.proj`.
+    (arXiv 2506.15679: the last ten of the unembedding). For CLIP the projection is `visual.proj`.
 
     Args:
         atoms: `[n, d]`; projection: `[d, e]`; bottom: how many singular vectors, the exact kernel where None.
@@ -130,7 +130,7 @@ def explain_dense(
     projection: Tensor | None = None,
     threshold: float = DENSE,
 ) -> list[DenseLatent]:
-    """Compare dense latents with what is known about tokens, after the taxonomy of arXiv 2506.15679, section 4.
+    """Compare dense latents with what is known about tokens, after the taxonomy of arXiv 2506.15679
 
     A latent is explained by a signal at `|rho| > .4`, by a truth at `AUC > .75`, by a direction at `|cos| > .75`, and by
     the null space at a share above .2.

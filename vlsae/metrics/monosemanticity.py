@@ -12,7 +12,7 @@ from vlsae.dictionaries.base import Codes
 from vlsae.metrics.result import Metric
 
 DEFINITION = "mean over defined latents of sum_{n<m} a_n a_m cos(e_n, e_m) / sum_{n<m} a_n a_m, a from its minimum"
-REFERENCE = "arXiv 2504.02821, section 3.2, as the weighted mean that the authors' code computes"
+REFERENCE = "arXiv 2504.02821, as the weighted mean that the authors' code computes"
 
 
 class MonosemanticitySums:
@@ -183,7 +183,7 @@ def monosemanticity(
     """The monosemanticity score of every latent: the mean similarity of image pairs, weighted by both activations.
 
     `MS_k = sum_{n<m} a_n a_m cos(e_n, e_m) / sum_{n<m} a_n a_m`, where `a` is latent k's activation from its minimum over
-    the images (Pach et al. 2025, arXiv 2504.02821, section 3.2), in time linear in the images. The embeddings must come
+    the images (Pach et al. 2025, arXiv 2504.02821), in time linear in the images. The embeddings must come
     from an encoder other than the one explained: in its own space a model's latents are alike by construction. Codes of
     both signs have two meanings a latent; give `z.clamp(min=0)` and `(-z).clamp(min=0)`.
 

@@ -36,8 +36,8 @@ def progressive_reconstruction(
 ) -> list[Level]:
     """Reconstruction by every level of a Matryoshka dictionary, coarsest first: the curve of progressive recovery.
 
-    `xhat_i = z_i W_dec + b_dec`, where `z_i` has the first `m_i` latents (arXiv 2503.17547, section 3) or the `k_i` largest
-    codes (MSAE, arXiv 2502.20578, section 3).
+    `xhat_i = z_i W_dec + b_dec`, where `z_i` has the first `m_i` latents (arXiv 2503.17547) or the `k_i` largest
+    codes (MSAE, arXiv 2502.20578).
 
     Args:
         dictionary: a "nested_dictionary" or "nested_sparsity".
