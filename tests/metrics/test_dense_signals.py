@@ -1,5 +1,6 @@
 """The taxonomy of dense latents, with one planted latent a category (card 48, test 3)."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from scipy.stats import spearmanr
 
 from vlsae.dictionaries.base import Codes
 from vlsae.dictionaries.relu import ReLUDictionary
-from vlsae.metrics.dense_latents import ablate_subspace
+from vlsae.metrics.dense_latents import ablate_subspace, dense_latents
 from vlsae.metrics.dense_signals import (
     explain_dense,
     null_space_share,
@@ -15,6 +16,8 @@ from vlsae.metrics.dense_signals import (
     principal_directions,
     rank_correlation,
 )
+from vlsae.training import train
+from vlsae.world import scenes
 
 IMAGES, SIDE, D = 20, 8, 10
 TOKENS = IMAGES * SIDE * SIDE
@@ -66,6 +69,30 @@ def test_every_planted_latent_gets_its_category():
         )  # the other axes exchange ranks of small tokens
         assert by_number[4].scores["null space"] == pytest.approx(1, abs=1e-9)
         assert all(latent.density == 1 for latent in found)
+
+
+def test_the_densest_latent_of_the_tiny_clip_tells_things_from_ground(tiny):
+    """Patches of 120 scenes, 512 TopK latents. Measured: seven are dense; the densest, on .31 of the patches, has an AUC of
+    .94 for objects and a cosine of .85 with the first principal axis; two others follow the row (|rho| .55 and .57). None is
+    half of a pair: the largest antipodality is .13.
+    """
+    shown = scenes(120, seed=51)
+    x = tiny.tokens([scene.image for scene in shown])[:, 1:].flatten(0, 1)
+    # of the 8 x 8 pixels of each patch, at least a quarter on an object
+    covered = [s.masks.any(0).reshape(SIDE, 8, SIDE, 8).mean((1, 3)) > 0.25 for s in shown]
+    options = {"n_latents": 512, "k": 8, "steps": 500, "batch_size": 512, "lr": 2e-3, "progress": False}
+    sae = train(x, "topk", input_transform="centre_sqrt_d", **options)
+    codes = sae.encode_sparse(x)
+    found = explain_dense(
+        sae,
+        codes,
+        signals=patch_positions(SIDE, SIDE, len(shown)),
+        truths={"foreground": torch.from_numpy(np.stack(covered)).flatten()},
+        directions={"first axis": principal_directions(x)[0]},
+    )
+    assert 1 <= len(found) < 0.05 * 512 and found[0].category == "foreground"
+    assert found[0].scores["foreground"] > 0.85 and found[0].scores["first axis"] > 0.7
+    assert dense_latents(sae, codes)["dense_antipodal"].value == 0
 
 
 def test_what_no_readout_sees_can_be_taken_out():

@@ -26,6 +26,9 @@ def patch_positions(rows: int, columns: int, n_images: int = 1) -> dict[str, Ten
         rows, columns: of the grid, whose patches come row by row.
         n_images: images whose patches follow each other.
 
+    Returns:
+        "row", "column" and "radius", in patches.
+
     Example:
         >>> patch_positions(2, 3)["column"].tolist()
         [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]
@@ -37,6 +40,12 @@ def patch_positions(rows: int, columns: int, n_images: int = 1) -> dict[str, Ten
 
 def principal_directions(x: Tensor, n: int = 1) -> Tensor:
     """The first `n` principal axes `[n, d]` of activations `[N, d]` around their mean, of unit norm.
+
+    Args:
+        x: `[N, d]`; n: how many, largest variance first.
+
+    Returns:
+        `[n, d]`, each up to its sign.
 
     Example:
         >>> principal_directions(torch.tensor([[0.0, 1.0], [0.0, 3.0]])).abs().tolist()
