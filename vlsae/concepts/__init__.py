@@ -1,6 +1,13 @@
-"""What a latent means: one-pass statistics, reference images, names."""
+"""What a latent means: one-pass statistics, reference images, names; and what follows where a concept is changed."""
 
-from vlsae.concepts.naming import LatentName, name_latents
+from vlsae.concepts.classifier import ConceptGap, StrengthCurve, concept_effects, concept_gap, strength_curve
+from vlsae.concepts.naming import LatentName, WordMatch, match_words, name_latents
+from vlsae.concepts.search import ConceptGallery, Similar
 from vlsae.concepts.statistics import LatentStatistics, latent_statistics
+from vlsae.concepts.strengths import concept_directions, with_strengths
 
-__all__ = ["LatentName", "LatentStatistics", "latent_statistics", "name_latents"]
+__all__ = [
+    "ConceptGallery", "ConceptGap", "LatentName", "LatentStatistics", "Similar", "StrengthCurve", "WordMatch",
+    "concept_directions", "concept_effects", "concept_gap", "latent_statistics", "match_words", "name_latents",
+    "strength_curve", "with_strengths",
+]  # fmt: skip

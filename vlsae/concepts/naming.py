@@ -14,6 +14,7 @@ from vlsae.backbones.base import Backbone
 from vlsae.dictionaries.base import Dictionary
 
 THRESHOLD = 3.0
+MIN_COSINE, MIN_RATIO = 0.42, 2.0  # of `match_words`: a choice, to be set for each model and vocabulary
 BLOCK = 4096  # latents at a time: scores of all words for all latents would be the largest tensor of a report
 
 
@@ -77,6 +78,74 @@ def image_word_similarity(embeddings: Tensor, words: Tensor, top: np.ndarray, we
     w = torch.from_numpy(np.where(top >= 0, weights, 0.0)).float()
     pooled = torch.einsum("nt,nte->ne", w, centred[torch.from_numpy(rows)])
     return F.normalize(pooled, dim=1) @ F.normalize(words - words.mean(0), dim=1).T
+
+
+@dataclass(frozen=True)
+class WordMatch:
+    """The word nearest to a direction of the joint space.
+
+    Attributes:
+        word: the name, or None where the match is weak or ambiguous.
+        nearest, second: the two nearest words; cosine: of the nearest.
+        ratio: cosine of the nearest over that of the second; infinite where that is not positive.
+    """
+
+    word: str | None
+    nearest: str
+    cosine: float
+    second: str
+    ratio: float
+
+
+def match_words(
+    directions: Tensor,
+    words: Tensor,
+    vocabulary: Sequence[str],
+    *,
+    offset: Tensor | None = None,
+    min_cosine: float = MIN_COSINE,
+    min_ratio: float = MIN_RATIO,
+) -> list[WordMatch]:
+    """Name directions of a joint space by their nearest word, where it is near and the second is much farther.
+
+    `cos_iw = cos(d_i - offset, w - mean w)`; the name is accepted where `cos_i1 >= min_cosine` and
+    `cos_i1 / cos_i2 >= min_ratio` (MSAE, arXiv 2502.20578). For dictionaries of pooled embeddings, whose atoms
+    are in the space of words; `name_latents` serves tokens inside a model.
+
+    Args:
+        directions: `[n, e]`, atoms of a dictionary of centred embeddings (`concept_directions`).
+        words: text embeddings `[V, e]`, two or more.
+        vocabulary: the V words.
+        offset: `[e]`, taken off the directions: the mean of what they were read from where they are no differences from
+            it, such as image embeddings with the gap between modalities.
+        min_cosine, min_ratio: what a name needs.
+
+    Returns:
+        One `WordMatch` a direction.
+
+    Raises:
+        ValueError: for shapes that do not fit or fewer than two words.
+
+    Example:
+        >>> match_words(torch.tensor([[2.0, -1.0]]), torch.eye(2), ["cat", "dog"])[0].word
+        'cat'
+    """
+    if len(words) != len(vocabulary) or len(words) < 2 or words.shape[1:] != directions.shape[1:]:
+        raise ValueError(
+            f"Directions are {list(directions.shape)}, word embeddings {list(words.shape)} for {len(vocabulary)} words; "
+            "expected [n, e] and [V, e] for V words, at least 2."
+        )
+    words = words.detach().float().cpu()
+    words = F.normalize(words - words.mean(0), dim=1)
+    directions = directions.detach().float().cpu() - (0.0 if offset is None else offset.detach().float().cpu())
+    matches = []
+    for rows in F.normalize(directions, dim=1).split(BLOCK):
+        best = (rows @ words.T).topk(2, dim=1)
+        for (cosine, other), (i, j) in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            ratio = cosine / other if other > 0 else float("inf")
+            word = vocabulary[i] if cosine >= min_cosine and ratio >= min_ratio else None
+            matches.append(WordMatch(word, vocabulary[i], cosine, vocabulary[j], ratio))
+    return matches
 
 
 def name_latents(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -90,6 +91,28 @@ class NestedSparsityMatryoshka(Dictionary):
         if not 1 <= k <= self.n_latents:
             raise ValueError(f"k={k} must lie between 1 and n_latents={self.n_latents}.")
         return self._largest(torch.relu(self.pre(self.transform(x.to(self.W_dec.dtype)))), k)
+
+    def cut_to(self, k: int) -> NestedSparsityMatryoshka:
+        """A copy of the dictionary whose `encode` keeps the `k` largest codes, as `encode_at` does.
+
+        Raises:
+            ValueError: for a `k` outside 1 to `n_latents`.
+        """
+        if not 1 <= k <= self.n_latents:
+            raise ValueError(f"k={k} must lie between 1 and n_latents={self.n_latents}.")
+        part = deepcopy(self)
+        part.cut = k if k < self.n_latents else 0
+        return part
+
+    def sub_dictionary(self, level: int) -> NestedSparsityMatryoshka:
+        """The dictionary at level `ks[level]`, with all of its latents: a copy that keeps that many codes.
+
+        Raises:
+            ValueError: for a level that does not exist.
+        """
+        if not 0 <= level < len(self.ks):
+            raise ValueError(f"level={level} does not exist; there are {len(self.ks)}, counted from 0.")
+        return self.cut_to(self.ks[level])
 
     def levels(self, pre: Tensor) -> list[Tensor]:
         """Codes `[..., n_latents]` of every level, cut from one ranking so that also ties are nested."""
