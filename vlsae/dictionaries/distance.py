@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class DistanceDictionary(Dictionary):
     dead_policy = "none"
     unit_atoms = False
     homogeneous = False
-    latent_axis = {"W_enc": 1, "W_dec": 0}
+    latent_axis: ClassVar = {"W_enc": 1, "W_dec": 0}
 
     def __init__(self, d: int, n_latents: int, *, k: int, seed: int = 0):
         if not 1 <= k <= n_latents:

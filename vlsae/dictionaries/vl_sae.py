@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ class VLSAE(DistanceDictionary):
 
     family = "vl_sae"
     bimodal = True
-    latent_axis = {**DistanceDictionary.latent_axis, "W_dec_text": 0}
+    latent_axis: ClassVar = {**DistanceDictionary.latent_axis, "W_dec_text": 0}
 
     def _init_weights(self, generator: torch.Generator) -> None:
         super()._init_weights(generator)
@@ -97,7 +99,7 @@ class VLSAE(DistanceDictionary):
         return z @ weights + bias
 
     def trace(self, x: Tensor, modality: Tensor | None = None) -> Trace:
-        """The forward pass of training; each row by the decoder of its `modality [B]`, 0 image or 1 text (images where None)."""
+        """The forward pass of training; each row by the decoder of its `modality [B]`: 0 image, 1 text; None: images."""
         if modality is None:
             return super().trace(x)
         pre = self.pre(x)
