@@ -20,7 +20,7 @@ class DistanceDictionary(Dictionary):
     A pre-activation lies in 0 to 2, is `2 - sqrt(2)` for orthogonal directions, and changes at most as much as the
     input's unit vector does. It does not know the input's norm, so that the decoder can only give an average one;
     `input_transform="unit"` takes the norm out and gives it back. Weights start as the released code's: uniform.
-    Ties are broken by position, where the released code drops them. arXiv 2510.21323, equations 3 to 5.
+    Ties are broken by position, where the released code drops them. arXiv 2510.21323.
 
     Args:
         d: width of the activations.

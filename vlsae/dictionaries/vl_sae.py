@@ -20,7 +20,7 @@ class VLSAE(DistanceDictionary):
     Train it on `TwoModalities`. The published loss (preset "vlsae") is the squared error of each modality and never uses
     the pairing; objectives "cross_reconstruction" and "matched_codes" do (preset "vlsae_paired"). `view(modality)` is a
     dictionary of one modality that shares these weights, for everything that takes a dictionary.
-    arXiv 2510.21323, equations 3 to 6.
+    arXiv 2510.21323.
 
     Args:
         d: width of the embeddings.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlsae.metrics.result import Metric
 
-REFERENCE = "arXiv 2510.21323, section 4.2"
+REFERENCE = "arXiv 2510.21323"
 
 
 def _centres(z: Tensor, embeddings: Tensor, latents: Tensor, top: int) -> Tensor:

@@ -51,6 +51,6 @@ def modality_gap(images: Tensor, texts: Tensor) -> Metric:
         float((centres[0] - centres[1]).norm()),
         len(images) + len(texts),
         "||mean of unit image embeddings - mean of unit text embeddings||",
-        "Liang et al. 2022, arXiv 2203.02053, section 4.1",
+        "Liang et al. 2022, arXiv 2203.02053",
         higher_is_better=False,
     )

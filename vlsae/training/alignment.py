@@ -21,7 +21,7 @@ class AlignmentAutoencoder(nn.Module):
     """Linear maps of images and texts into one space and back: `e_m = E_m x_m`, `xhat_m = D_m e_m`, with biases.
 
     Where images and texts have no space in common (hidden states of a language model that reads both), a VL-SAE is
-    trained on `encode` of both and its output decoded by `decode`. Make it with `align`. arXiv 2510.21323, equation 2.
+    trained on `encode` of both and its output decoded by `decode`. Make it with `align`. arXiv 2510.21323.
 
     Args:
         d_image, d_text: widths of the two.
@@ -116,7 +116,7 @@ def align(
 ) -> AlignmentAutoencoder:
     """Train an alignment autoencoder: `InfoNCE(e_v, e_t) + MSE_v + MSE_t`; the defaults are the released code's.
 
-    The released code keeps the best of a fifth of the data held out; this keeps the last. arXiv 2510.21323, equation 2.
+    The released code keeps the best of a fifth of the data held out; this keeps the last. arXiv 2510.21323.
 
     Args:
         images, texts: `[N, d_image]` and `[N, d_text]`, row by row of a pair.
