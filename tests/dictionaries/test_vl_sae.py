@@ -15,7 +15,7 @@ from vlsae.metrics.latent_translation import latent_translation
 from vlsae.metrics.matching import best_partners
 from vlsae.metrics.paired_activation import activation_consistency
 from vlsae.metrics.reconstruction import reconstruction
-from vlsae.training import train
+from vlsae.training import grid, sweep, train
 from vlsae.training.config import TrainConfig
 from vlsae.training.objectives import OBJECTIVES, Step
 from vlsae.training.objectives.base import Start
@@ -130,6 +130,15 @@ def test_a_run_on_two_modalities_resumes_exactly(tmp_path):
         train(Interrupted(images, texts), "vl_sae", out=tmp_path / "cut", **{**options, "steps": 7})
     rest = train(TwoModalities(images, texts), "vl_sae", out=tmp_path / "cut", **{**options, "steps": 7})
     assert torch.equal(whole.W_dec_text, rest.W_dec_text)
+
+
+def test_a_sweep_trains_it_as_alone():
+    images, texts, _ = planted_pairs(16, 12, gap=1.0).sample(300)
+    options = {**RECIPE, "steps": 5, "batch_size": 64, "warmup_steps": 1}
+    one, other = sweep(TwoModalities(images, texts), grid(k=[2, 4]), family="vl_sae", **{**options, "k": 2})
+    alone = train(TwoModalities(images, texts), "vl_sae", **{**options, "k": 4})
+    assert torch.allclose(other.W_dec_text, alone.W_dec_text, atol=1e-6)
+    assert not torch.allclose(one.W_dec_text, alone.W_dec_text, atol=1e-3)
 
 
 # ---- the loss terms ---------------------------------------------------------------------------------------------------
