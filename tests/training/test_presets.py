@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vlsae.activations import TwoModalities
 from vlsae.training import PRESETS, train
 from vlsae.training.recipe import fit_to_data, make_config
 
@@ -17,7 +18,10 @@ def test_every_preset_trains(name, tmp_path):
         own["k"] = 16
     if name == "topk":
         own["aux_k"] = 8
-    sae = train(X, preset=name, out=tmp_path, **own, **SMALL)
+    if name.startswith("vlsae"):
+        own = {"k": 16}
+    data = TwoModalities(X, X + 1) if name.startswith("vlsae") else X
+    sae = train(data, preset=name, out=tmp_path, **own, **SMALL)
     assert sae.family == PRESETS[name]["family"]
     assert sae.metadata["recipe"]["loss_scale"] == PRESETS[name].get("loss_scale", "sum")
     assert torch.isfinite(sae(X)).all()
@@ -40,6 +44,11 @@ def test_numbers_that_are_published():
     assert recipe("vlm_btk").lr == pytest.approx(2e-4 / (6144 / 2**14) ** 0.5)
     assert (recipe("saev").expansion, recipe("saev").l1, recipe("saev").input_transform) == (16, 5.0, "sqrt_d")
     assert (recipe("ra_topk").n_latents, recipe("ra_topk").input_transform) == (3840, "standardise")
+    vlsae = recipe("vlsae", 512)
+    assert (vlsae.n_latents, vlsae.k, vlsae.lr, vlsae.batch_size) == (4096, 256, 1e-3, 512)
+    assert (vlsae.schedule, vlsae.objectives, vlsae.weight_decay) == ("cosine", "", 0)
+    assert (vlsae.warmup_steps / vlsae.steps, 1 - vlsae.decay) == pytest.approx((0.2, 0.2), rel=1e-3)
+    assert recipe("vlsae_paired").objectives == "reconstruction,cross_reconstruction"
     assert (recipe("topk").lr, recipe("topk").batch_size, recipe("topk").aux_k) == (1e-4, 131_072, 512)
 
 

@@ -2,6 +2,7 @@
 
 from vlsae.activations.extraction import extract
 from vlsae.activations.format import TOKEN_POLICIES, StoreConfig, StoreError
+from vlsae.activations.modalities import TwoModalities
 from vlsae.activations.paired import PairedActivations
 from vlsae.activations.ranks import job_place, missing_ranks
 from vlsae.activations.reader import ActivationStore, ReaderState
@@ -13,6 +14,7 @@ __all__ = [
     "ReaderState",
     "StoreConfig",
     "StoreError",
+    "TwoModalities",
     "extract",
     "job_place",
     "missing_ranks",

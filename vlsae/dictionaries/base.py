@@ -130,6 +130,7 @@ class Dictionary(nn.Module):
     unit_atoms = True  # whether training keeps every atom at unit norm
     homogeneous = True  # whether act(s pre) = s act(pre) for s > 0, so that an input scale folds into the biases
     signed = False  # whether codes have both signs
+    bimodal = False  # whether `trace` also takes the modality of each row, and data must say it
     start_sample = 8192  # vectors that training gives to `prepare`, at most
     latent_axis: ClassVar = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}  # of tensors that have one
 

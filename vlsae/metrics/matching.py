@@ -85,7 +85,9 @@ def stability(A: Tensor, B: Tensor, signed: bool = False) -> Matching:
     return _match(np.abs(similarity) if signed else similarity)
 
 
-def _correlations(z: Tensor, truth: Tensor) -> np.ndarray:
+def correlations(z: Tensor, truth: Tensor) -> np.ndarray:
+    """Correlations of all columns of `z [N, n]` with all of `truth [N, m]`, `[n, m]`; 0 where one never varies."""
+
     def standardised(values: Tensor) -> Tensor:
         centred = values.detach().double() - values.detach().double().mean(0)
         return centred / centred.norm(dim=0).clamp_min(1e-12)
@@ -98,7 +100,7 @@ def mcc(z: Tensor, truth: Tensor) -> float:
 
     Latents that never vary have correlation 0.
     """
-    return _match(np.abs(_correlations(z, truth))).mean
+    return _match(np.abs(correlations(z, truth))).mean
 
 
 def best_partners(truth: Tensor, z: Tensor) -> Tensor:
@@ -114,4 +116,4 @@ def best_partners(truth: Tensor, z: Tensor) -> Tensor:
     """
     if z.shape[1] < truth.shape[1]:
         raise ValueError(f"{z.shape[1]} latents cannot each stand for one of {truth.shape[1]} true codes.")
-    return torch.as_tensor(_match(_correlations(truth, z)).partners)
+    return torch.as_tensor(_match(correlations(truth, z)).partners)

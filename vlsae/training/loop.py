@@ -43,7 +43,8 @@ def train(
 
     Args:
         data: an `ActivationStore`, its folder, a tensor `[N, d]`, an iterable of such batches, in their order, or a
-            `SplicedModel` for end-to-end training, or `PairedActivations` for a target other than the input.
+            `SplicedModel` for end-to-end training, `PairedActivations` for a target other than the input, or
+            `TwoModalities` for images and texts.
         arch: the family, "topk", "relu", ... ; overrides the preset's.
         engine: "torch" (autograd, every family), "fused" (the same steps from the active codes alone: TopK, AbsTopK,
             BatchTopK, nested dictionaries and ReLU with L1) or "auto", fused where it can be.

@@ -37,6 +37,24 @@ _VLM: dict[str, Any] = {
     "dead_after_tokens": 10_000_000,
 }
 
+# VL-SAE (Shen et al. 2025), released code: 10 epochs over 80 % of CC3M in batches of 512 pairs, two of them warm-up. Steps
+# are for the 2.906 M pairs that MSAE counts. The released loss is a mean over d, this one a sum, which Adam does not see;
+# the code keeps the best validation loss, this the last step.
+_VLSAE: dict[str, Any] = {
+    "family": "vl_sae",
+    "n_latents": 0,
+    "expansion": 8,
+    "k": 256,
+    "lr": 1e-3,
+    "warmup_steps": 9081,
+    "schedule": "cosine",
+    "decay": 0.8,
+    "batch_size": 512,
+    "steps": 45_406,
+    "b_dec_init": "zeros",
+    "dead_policy": "none",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # PatchSAE's shipped script: 128 images x 197 tokens a step, ghost gradients after 64 silent steps
     "patchsae": {
@@ -71,6 +89,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "msae_topk": {**_MSAE, "family": "topk", "lr": 5e-4, "k": 64},
     "vlm_btk": {**_VLM, "family": "batch_topk"},
     "vlm_mbtk": {**_VLM, "family": "nested_dictionary"},
+    "vlsae": _VLSAE,
+    # ours: the same with the pairing used; "matched_codes" beside it makes codes more alike, and reconstructions worse
+    "vlsae_paired": {**_VLSAE, "objectives": "reconstruction,cross_reconstruction", "options": {"cross": 1.0}},
     # SAE-V (Lou et al. 2025): SAELens' recipe, 164 M tokens, penalty risen over the first 5 %
     "saev": {
         "family": "relu",

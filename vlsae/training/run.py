@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vlsae.activations.modalities import TwoModalities
 from vlsae.activations.paired import PairedActivations
 from vlsae.activations.reader import ActivationStore, ReaderState
 from vlsae.activations.stream import StreamActivations
@@ -47,6 +48,8 @@ def origin(data) -> dict[str, str | None]:
     """Which model and site, which tokens and which images the activations come from, as far as they know."""
     if isinstance(data, PairedActivations):
         return {**origin(data.inputs), "target_site": origin(data.targets)["site"]}
+    if isinstance(data, TwoModalities):
+        return {**origin(data.pairs.inputs), "text_site": origin(data.pairs.targets)["site"]}
     if isinstance(data, ActivationStore):
         config = data.config
         known = (config.model, config.weight_hash, data.site, config.tokens, config.source)
@@ -80,6 +83,11 @@ class Run:
         if hasattr(data, "target") and config.input_transform != "none":
             raise ValueError(
                 f"input_transform={config.input_transform!r} would change inputs and not their targets; use 'none'."
+            )
+        if family.bimodal and not hasattr(data, "modality"):
+            raise ValueError(
+                f"{config.family!r} has a decoder for images and one for texts, and {type(data).__name__} does not say "
+                "which is which; train it on TwoModalities(images, texts)."
             )
         transform = InputTransform.fit(sample, config.input_transform)
         sample = transform(sample)
@@ -141,10 +149,16 @@ class Run:
 
     def advance(self, x: Tensor) -> dict | None:
         """One optimiser step; returns a row of the log every `log_every` steps."""
-        loss = self.loss(x, self.dictionary.trace(x))
+        loss = self.loss(x, self.trace(x))
         self.optimizer.zero_grad()
         loss.backward()
         return self.update()
+
+    def trace(self, x: Tensor) -> Trace:
+        """The dictionary's forward pass of training, told the modality of each row where it asks for that."""
+        if self.dictionary.bimodal:
+            return self.dictionary.trace(x, self.data.modality.to(x.device))
+        return self.dictionary.trace(x)
 
     def loss(self, x: Tensor, trace: Trace) -> Tensor:
         """The loss of a batch; raises TrainingDiverged where it is not finite."""

@@ -104,7 +104,9 @@ def advance_together(runs: list[Run], x: Tensor) -> None:
     for members in _groups(runs):
         chosen = [runs[i].dictionary for i in members]
         traces = (
-            stacked_traces(chosen, inputs[members[0]]) if len(members) > 1 else [chosen[0].trace(inputs[members[0]])]
+            stacked_traces(chosen, inputs[members[0]])
+            if len(members) > 1
+            else [runs[members[0]].trace(inputs[members[0]])]
         )
         for i, trace in zip(members, traces, strict=True):
             total = total + runs[i].loss(inputs[i], trace)

@@ -7,6 +7,7 @@ from vlsae.world.scenes import Scene, Scenes, counterfactual, scenes
 __all__ = [
     "ConceptTree",
     "Planted",
+    "PlantedPairs",
     "Layout",
     "Scene",
     "SceneObject",
@@ -17,6 +18,7 @@ __all__ = [
     "counterfactual",
     "is_held_out",
     "planted",
+    "planted_pairs",
     "scenes",
 ]
 
@@ -30,4 +32,8 @@ def __getattr__(name: str):
         from vlsae.world import planting
 
         return getattr(planting, name)
+    if name in ("PlantedPairs", "planted_pairs"):
+        from vlsae.world import pairs
+
+        return getattr(pairs, name)
     raise AttributeError(f"module 'vlsae.world' has no attribute {name!r}")
