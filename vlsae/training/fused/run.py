@@ -34,6 +34,7 @@ def can_fuse(config: TrainConfig, data) -> bool:
         set(objective_names(config)) - {"auxk"} == TERMS.get(config.family)
         and config.dead_policy in ("auxk", "none")
         and not hasattr(data, "target")
+        and config.loss_scale != "absolute"
         and not config.option("sort_latents", False)
     )
 
