@@ -15,7 +15,7 @@ from vlsae.activations.reader import ActivationStore, ReaderState
 
 
 class LayerActivations:
-    """Activations of L layers as one set, `x_{l,t}` an example for every layer l and token t (arXiv 2409.04185, section 3).
+    """Activations of L layers as one set, `x_{l,t}` an example for every layer l and token t (arXiv 2409.04185).
 
     A dictionary trained on it is a multi-layer SAE. A batch holds tokens with all their layers, one after the other, so
     that `codes.unflatten(0, (-1, L))` is `[tokens, L, n_latents]` again.

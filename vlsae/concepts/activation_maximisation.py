@@ -18,7 +18,7 @@ def maximise_activations(
 ) -> dict[str, Tensor]:
     """Coordinated activation maximisation: for every model, pixels that maximise the same latent.
 
-    `x_i* = argmax_x z_ik(x) - penalty ||x||^2` by Adam (arXiv 2502.03714, section 4.4, with this regulariser in place
+    `x_i* = argmax_x z_ik(x) - penalty ||x||^2` by Adam (arXiv 2502.03714, with this regulariser in place
     of phase-only MACO).
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class LensMap:
-    """`h_l -> h_l + h_l A_l + b_l`, the ridge regression of a target layer on layer l (arXiv 2409.04185, section 3.3).
+    """`h_l -> h_l + h_l A_l + b_l`, the ridge regression of a target layer on layer l (arXiv 2409.04185).
 
     The paper uses tuned lenses, trained on the model's predictions; this is their counterpart where a model has none.
 

@@ -18,7 +18,7 @@ NAMES = "universal.json"
 class UniversalDictionary(Mapping):
     """A dictionary a model; latent `k` of all of them is meant to be one concept.
 
-    `z = Enc_i(x_i)`, `xhat_j = z D_j` for any models i and j (section 3 of the paper). Each part is an ordinary
+    `z = Enc_i(x_i)`, `xhat_j = z D_j` for any models i and j (arXiv 2502.03714). Each part is an ordinary
     `Dictionary`, so that every metric, heatmap and report takes `universal["clip"]`.
 
     Args:

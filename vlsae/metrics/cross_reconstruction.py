@@ -12,7 +12,7 @@ from vlsae.dictionaries.universal import UniversalDictionary
 
 @torch.no_grad()
 def cross_reconstruction(universal: UniversalDictionary, x: Mapping[str, Tensor], batch: int = 4096) -> Tensor:
-    """The matrix `R2_ij = 1 - sum ||x_j - Enc_i(x_i) D_j||^2 / sum ||x_j - mean x_j||^2` (arXiv 2502.03714, section 4.1).
+    """The matrix `R2_ij = 1 - sum ||x_j - Enc_i(x_i) D_j||^2 / sum ||x_j - mean x_j||^2` (arXiv 2502.03714).
 
     The mean is that of every coordinate; the released code takes one for all, which makes its numbers larger.
 

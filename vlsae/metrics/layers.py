@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def layer_distribution(z: Tensor) -> Tensor:
-    """`P(L = l | J = j) = sum_t z_tlj / sum_{t,l'} z_tl'j` (equation 5 of the paper).
+    """`P(L = l | J = j) = sum_t z_tlj / sum_{t,l'} z_tl'j` (arXiv 2409.04185).
 
     Args:
         z: codes `[N, L, n_latents]`, not negative.
@@ -57,7 +57,7 @@ class LayerVariance:
 
 
 def layer_variance(z: Tensor) -> LayerVariance:
-    """Decomposition of the layer's variance by the law of total variance (section 4.2 of the paper).
+    """Decomposition of the layer's variance by the law of total variance.
 
     `P(J = j, T = t, L = l)` is `z_tlj` over the sum of all codes; the released script weighs by sums that are not
     normalised, and gives other numbers.

@@ -31,7 +31,7 @@ def universality(z: Mapping[str, Tensor], threshold: float = 0.0) -> Universalit
     """Firing entropy and co-firing proportion of every latent.
 
     `FE_k = -(1 / log M) sum_i p_i log p_i` with `p_i = |F_i| / sum_j |F_j|`, `CFP_ik = |C_k| / |F_ik|` with
-    `F_ik = {x: z_ik(x) > threshold}` and `C_k` their intersection (arXiv 2502.03714, equations 6 to 8).
+    `F_ik = {x: z_ik(x) > threshold}` and `C_k` their intersection (arXiv 2502.03714).
 
     Args:
         z: codes `[N, n_latents]` of the same tokens by model; bool says directly what fires.
@@ -59,7 +59,7 @@ def universality(z: Mapping[str, Tensor], threshold: float = 0.0) -> Universalit
 
 
 def concept_energy(z: Tensor, atoms: Tensor) -> Tensor:
-    """How much of the mean activation a latent carries, `||E[z_k] D_k||^2` (arXiv 2502.03714, section 4.2).
+    """How much of the mean activation a latent carries, `||E[z_k] D_k||^2` (arXiv 2502.03714).
 
     Args:
         z: codes `[N, n_latents]`.

@@ -33,7 +33,7 @@ def train_universal(
 ) -> UniversalDictionary:
     """Train dictionaries of several models, or modalities, to share their latents.
 
-    `L_i = sum_j L(x_j, Enc_i(x_i) D_j)` (arXiv 2502.03714, equation 5) with the loss terms of the recipe for every
+    `L_i = sum_j L(x_j, Enc_i(x_i) D_j)` (arXiv 2502.03714) with the loss terms of the recipe for every
     decoder j; with one model this is `train`, number for number.
 
     Args:
