@@ -72,3 +72,9 @@ def test_codes_of_a_token_transform_need_the_token():
     assert torch.equal(sae.decode(sae.encode(X), like=X), sae(X))
     with pytest.raises(ValueError, match="give decode"):
         sae.decode(sae.encode(X))
+
+
+def test_scalar_takes_one_mean_and_one_deviation():
+    x = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
+    seen = InputTransform.fit(x, "scalar")(x)
+    assert torch.allclose(seen, (x - 4) / (x.std() + 1e-5), atol=1e-6)

@@ -12,6 +12,7 @@ from vlsae.training.objectives.base import Start
 from vlsae.training.objectives.ghost import GhostGradients
 from vlsae.training.objectives.l1 import L1
 from vlsae.training.objectives.reconstruction import Reconstruction
+from vlsae.training.objectives.unselected import Unselected
 from vlsae.training.recipe import constructor_arguments, make_config, objective_names
 from vlsae.training.start import geometric_median, total_variance
 
@@ -165,3 +166,15 @@ def test_no_loss_depends_on_how_large_a_batch_is(family, scale):
         terms.append([term(step).item() for term in made])
     assert terms[1] == pytest.approx(terms[0], rel=1e-5)
     assert len(terms[0]) > 1
+
+
+def test_absolute_error_and_what_was_not_chosen_by_hand():
+    """USAE: mean absolute error, and the stronger half of the unchosen latents against the residual."""
+    sae = TopKDictionary(2, 4, k=1)
+    sae.W_dec.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, -1.0]])
+    x, pre = torch.tensor([[3.0, 2.0]]), torch.tensor([[3.0, 1.0, 0.5, 0.2]])
+    z = sae.activate(pre)
+    step = Step(sae, x, pre, z, z @ sae.W_dec, torch.zeros(4, dtype=torch.bool))
+    assert Reconstruction("absolute")(step).item() == pytest.approx(1.0)  # (0 + 2) / 2
+    # 1.0 of the second and .5 of the third predict (.3, 1.4) of (0, 2)
+    assert Unselected(0.1)(step).item() == pytest.approx(0.1 * (0.3 + 0.6) / 2)

@@ -29,7 +29,7 @@ def test_every_preset_trains(name, tmp_path):
 
 
 def test_numbers_that_are_published():
-    """anchors.md 11.3: PatchSAE, MSAE, sae-for-vlm, SAE-V, RA-SAE and Gao et al., number for number."""
+    """anchors.md 11.3: PatchSAE, MSAE, sae-for-vlm, SAE-V, RA-SAE, USAE and Gao et al., number for number."""
 
     def recipe(name, d=768):
         return fit_to_data(make_config(None, name, {}), d)
@@ -49,6 +49,11 @@ def test_numbers_that_are_published():
     assert (vlsae.schedule, vlsae.objectives, vlsae.weight_decay) == ("cosine", "", 0)
     assert (vlsae.warmup_steps / vlsae.steps, 1 - vlsae.decay) == pytest.approx((0.2, 0.2), rel=1e-3)
     assert recipe("vlsae_paired").objectives == "reconstruction,cross_reconstruction"
+    usae = recipe("usae")
+    assert (usae.family, usae.n_latents, usae.k, usae.batch_size) == ("batch_norm_topk", 6144, 32, 32 * 196)
+    assert (usae.lr, usae.weight_decay, usae.clip_gradient, usae.option("unselected", 0)) == (3e-4, 1e-5, 1.0, 0.1)
+    assert (usae.loss_scale, usae.input_transform, usae.schedule) == ("absolute", "scalar", "cosine")
+    assert usae.steps == 30 * usae.warmup_steps
     assert (recipe("topk").lr, recipe("topk").batch_size, recipe("topk").aux_k) == (1e-4, 131_072, 512)
 
 

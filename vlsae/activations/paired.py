@@ -47,7 +47,7 @@ class PairedActivations:
         if isinstance(self.inputs, ActivationStore) != isinstance(self.targets, ActivationStore):
             raise StoreError("Inputs and targets must both be stores or both be tensors, to be read in one order.")
         if isinstance(self.inputs, ActivationStore):
-            _same_images(self.inputs, self.targets)
+            same_images(self.inputs, self.targets)
 
     @property
     def fingerprint(self) -> str:
@@ -69,9 +69,9 @@ def _open(data) -> ActivationStore | TensorActivations:
     return TensorActivations(data) if isinstance(data, Tensor) else data
 
 
-def _same_images(inputs: ActivationStore, targets: ActivationStore) -> None:
-    """Stores are read in one order only where images, tokens and shards are the same."""
+def same_images(inputs: ActivationStore, targets: ActivationStore) -> None:
+    """Raises StoreError unless images, tokens and shards are the same, so that both are read in one order."""
     for name in ("source", "tokens", "random_k", "seed", "shard_images"):
         one, other = getattr(inputs.config, name), getattr(targets.config, name)
         if one != other:
-            raise StoreError(f"{name} is {one!r} for the inputs and {other!r} for the targets; extract both alike.")
+            raise StoreError(f"{name} is {one!r} of one store and {other!r} of the other; extract both alike.")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-KINDS = ("none", "centre", "sqrt_d", "centre_sqrt_d", "standardise", "unit", "layer_norm")
-AFFINE = ("none", "centre", "sqrt_d", "centre_sqrt_d", "standardise")
+KINDS = ("none", "centre", "sqrt_d", "centre_sqrt_d", "scalar", "standardise", "unit", "layer_norm")
+AFFINE = ("none", "centre", "sqrt_d", "centre_sqrt_d", "scalar", "standardise")
 
 
 class InputTransform(nn.Module):
     """Activations on the scale a dictionary is trained at, and back.
 
     Fixed for the data, `x' = (x - mean) * scale`: "none"; "centre" (`x - mean`); "sqrt_d" (a constant makes
-    `E||x'|| = sqrt(d)`, SAELens); "centre_sqrt_d" (both, what MSAE states); "standardise" (each coordinate, RA-SAE).
+    `E||x'|| = sqrt(d)`, SAELens); "centre_sqrt_d" (both, what MSAE states); "scalar" (one
+    mean and one deviation for all coordinates, USAE); "standardise" (each coordinate, RA-SAE).
     Of each token alone: "unit" (`x / ||x||`); "layer_norm" (zero mean and unit variance over its d values; Gao et al.
     divide by another `sqrt(d)`).
 
@@ -46,10 +47,14 @@ class InputTransform(nn.Module):
         transform = cls(sample.shape[1], kind)
         if "centre" in kind or kind == "standardise":
             transform.mean.copy_(sample.mean(0))
+        elif kind == "scalar":
+            transform.mean.fill_(sample.mean())
         if transform.affine and kind != "none":
             centred = sample - transform.mean
             if kind == "standardise":
                 transform.scale.copy_(1 / centred.std(0, correction=0).clamp_min(1e-6))
+            elif kind == "scalar":
+                transform.scale.fill_(1 / (centred.std() + 1e-5))
             elif kind != "centre":
                 transform.scale.fill_(sample.shape[1] ** 0.5 / centred.norm(dim=1).mean())
         return transform

@@ -5,7 +5,7 @@ import importlib
 from vlsae.training.config import TrainConfig
 from vlsae.training.presets import PRESETS
 
-__all__ = ["PRESETS", "SplicedModel", "TrainConfig", "TrainingDiverged", "grid", "sweep", "train"]
+__all__ = ["PRESETS", "SplicedModel", "TrainConfig", "TrainingDiverged", "grid", "sweep", "train", "train_universal"]
 
 
 def __getattr__(name: str):
@@ -15,6 +15,7 @@ def __getattr__(name: str):
         "train": "loop",
         "grid": "sweeps",
         "sweep": "sweeps",
+        "train_universal": "universal",
     }
     if name in homes:  # these need torch, the recipes must not
         return getattr(importlib.import_module(f"vlsae.training.{homes[name]}"), name)

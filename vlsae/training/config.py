@@ -18,7 +18,8 @@ class TrainConfig:
         l1: sparsity coefficient, times the sum of codes, for ReLU families.
         loss_scale: of the squared error: "sum" over d and mean over tokens (the papers), "patchsae" mean over tokens
             and d of the error divided by the token's norm (PatchSAE's released code), "variance" divided by the
-            data's total variance (Gao et al.), or "normalised" divided by each token's squared norm (MSAE's code).
+            data's total variance (Gao et al.), "normalised" divided by each token's squared norm (MSAE's code), or
+            "absolute", the mean absolute error over tokens and d (USAE's code).
         steps: optimiser steps.
         batch_size: tokens a step.
         lr: learning rate of Adam; 2e-4 / sqrt(n_latents / 2^14) where 0 (Gao et al.'s scaling).
@@ -34,7 +35,7 @@ class TrainConfig:
         aux_coefficient: weight of AuxK.
         resample_every: steps between two resamplings with dead_policy "resample".
         input_transform: what happens to activations first, kept with the dictionary: "none", "centre", "sqrt_d",
-            "centre_sqrt_d", "standardise", "unit" or "layer_norm" (`vlsae.dictionaries.transform`).
+            "centre_sqrt_d", "scalar", "standardise", "unit" or "layer_norm" (`vlsae.dictionaries.transform`).
         b_dec_init: "geometric_median", "mean", "zeros", or "none": 0 for good.
         clip_gradient: largest gradient norm; 0 for none.
         seed: of the weights, and of the order of the data unless `data_seed` is given.
@@ -90,9 +91,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         choices = {
-            "loss_scale": ("sum", "patchsae", "variance", "normalised"),
+            "loss_scale": ("sum", "patchsae", "variance", "normalised", "absolute"),
             "dead_policy": ("", "auxk", "ghost", "resample", "reanimation", "none"),
-            "input_transform": ("none", "centre", "sqrt_d", "centre_sqrt_d", "standardise", "unit", "layer_norm"),
+            "input_transform": (
+                "none",
+                "centre",
+                "sqrt_d",
+                "centre_sqrt_d",
+                "scalar",
+                "standardise",
+                "unit",
+                "layer_norm",
+            ),
             "schedule": ("linear", "cosine"),
             "selection": ("float32", "bfloat16"),
             "b_dec_init": ("geometric_median", "mean", "zeros", "none"),

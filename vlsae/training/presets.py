@@ -125,4 +125,25 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dead_after_tokens": 1024,
         "options": {"reanimation": 1e-3},
     },
+    # USAE (Thasarathan et al. 2025), released code, for `train_universal`: 30 epochs of 1,281,167 images, 32 a step with
+    # 196 tokens each, one epoch of warm-up; the published rate ends at 1e-6, this one at 0
+    "usae": {
+        "family": "batch_norm_topk",
+        "n_latents": 6144,
+        "k": 32,
+        "loss_scale": "absolute",
+        "input_transform": "scalar",
+        "b_dec_init": "none",
+        "lr": 3e-4,
+        "weight_decay": 1e-5,
+        "schedule": "cosine",
+        "warmup_steps": 40_036,
+        "decay": 29 / 30,
+        "clip_gradient": 1.0,
+        "batch_size": 32 * 196,
+        "steps": 30 * 40_036,
+        "objectives": "reconstruction,unselected",
+        "dead_policy": "none",
+        "options": {"unselected": 0.1},
+    },
 }

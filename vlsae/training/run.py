@@ -160,9 +160,14 @@ class Run:
             return self.dictionary.trace(x, self.data.modality.to(x.device))
         return self.dictionary.trace(x)
 
-    def loss(self, x: Tensor, trace: Trace) -> Tensor:
-        """The loss of a batch; raises TrainingDiverged where it is not finite."""
-        dead = self.silent >= self.config.dead_after_tokens
+    @property
+    def dead(self) -> Tensor:
+        """The latents `[n_latents]` that have been silent for too long."""
+        return self.silent >= self.config.dead_after_tokens
+
+    def loss(self, x: Tensor, trace: Trace, dead: Tensor | None = None) -> Tensor:
+        """The loss of a batch, with the codes' own dead latents; raises TrainingDiverged where it is not finite."""
+        dead = self.dead if dead is None else dead
         target = self.data.target.to(x) if hasattr(self.data, "target") else x
         self.at = Step(self.dictionary, x, trace.pre, trace.z, trace.xhat, dead, trace.extras, target)
         self.terms = {objective.name: objective(self.at) for objective in self.objectives}

@@ -34,6 +34,7 @@ def can_fuse(config: TrainConfig, data) -> bool:
         set(objective_names(config)) - {"auxk"} == TERMS.get(config.family)
         and config.dead_policy in ("auxk", "none")
         and not hasattr(data, "target")
+        and config.loss_scale != "absolute"
         and not config.option("sort_latents", False)
     )
 
@@ -51,7 +52,7 @@ class SparseRun(Run):
         self.n = len(x)
         x = self.team.share(x).contiguous()
         centred = self.dictionary.reads(x).detach().contiguous()
-        dead = self.silent >= self.config.dead_after_tokens
+        dead = self.dead
         watch = self._watch(dead, len(x))
         codes = self._select(centred, watch)
         errors, entries = self._reconstruct(x, codes)

@@ -1,4 +1,4 @@
-"""Squared error."""
+"""Squared and absolute error."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vlsae.training.objectives.base import OBJECTIVES, Objective, Start, Step
 
 @OBJECTIVES.register("reconstruction")
 class Reconstruction(Objective):
-    """Squared error at one of four scales.
+    """Squared error at one of four scales, or absolute error.
 
     sum: `mean_t sum_d (x - xhat)^2`; patchsae: `mean_{t,d} (x - xhat)^2 / ||x_t||_2`; variance:
     `mean_t sum_d (x - xhat)^2 / variance`, with the total variance of the data; normalised:
-    `mean_t ||x_t - xhat_t||^2 / ||x_t||^2` (MSAE's released code).
+    `mean_t ||x_t - xhat_t||^2 / ||x_t||^2` (MSAE's released code); absolute: `mean_{t,d} |x - xhat|` (USAE's).
 
     Example:
         >>> import torch
@@ -33,6 +33,8 @@ class Reconstruction(Objective):
 
     def error(self, x: Tensor, xhat: Tensor) -> Tensor:
         """The error of any reconstruction `xhat [B, d]` of `x [B, d]`, at this scale."""
+        if self.scale == "absolute":
+            return (x - xhat).abs().mean()
         squared = (x - xhat).square()
         if self.scale == "patchsae":
             return (squared / x.norm(dim=-1, keepdim=True).clamp_min(1e-6)).mean()
