@@ -1,6 +1,7 @@
 """Packed weights change the order of sums and nothing else, and step aside where they must."""
 
 import copy
+from copy import deepcopy
 
 import pytest
 import torch
@@ -54,3 +55,17 @@ def test_without_onednn_the_error_says_what_to_use(monkeypatch):
     monkeypatch.setattr(onednn, "is_available", lambda: False)
     with pytest.raises(ValueError, match="tiny is on cpu, and this torch has none. Use 'float32' or 'bfloat16'"):
         load_model("tiny", precision="float32_onednn")
+
+
+@torch.no_grad()
+def test_copies_and_replaced_weights_are_used():
+    layer, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(3, 8)
+    pack(layer)
+    before, twin = layer(x), deepcopy(layer)
+    twin[0].weight.zero_()
+    assert torch.equal(twin(x), twin[0].bias.expand(3, 8)) and torch.equal(layer(x), before)
+    layer[0].weight.data = torch.zeros(8, 8)
+    layer[0].bias = nn.Parameter(torch.ones(8))
+    assert torch.equal(layer(x), torch.ones(3, 8))
+    layer[0].weight = nn.Parameter(torch.eye(8))
+    assert torch.equal(layer(x), x + 1)

@@ -166,3 +166,9 @@ def test_sparse_and_dense_codes_give_the_same():
     assert np.allclose(dense.class_sums["max"][0], z.amax(1)[[0, 3, 7]].sum(0).numpy(), atol=1e-5)
     mean = z.mean(1)
     assert np.allclose(dense.top_image_values[:, 0], mean.amax(0).clamp_min(0).numpy(), atol=1e-6)
+
+
+def test_codes_and_labels_that_do_not_fit_are_refused():
+    for codes, labels in ((torch.rand(2, 3, 40), None), (torch.rand(2, 3, 4), np.array([0, 7]))):
+        with pytest.raises(ValueError, match="not fit statistics of 4 latents and 3 classes"):
+            LatentStatistics(4, 3, 2).update(codes, 0, labels)

@@ -78,6 +78,18 @@ def work(rank: int, size: int, shards: int, folder: str, names: list[str], steps
     dist.destroy_process_group()
 
 
+def disagree(rank: int, size: int, folder: str) -> None:
+    """Start with another seed in every process; write down what is said."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    try:
+        train(X, "topk", k=5, seed=rank, **BASE)
+    except ValueError as error:
+        (Path(folder) / f"said-{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
 def stop_after(steps: int, out: Path, options: dict, shards: int) -> None:
     """Train until that many steps are done, as a kill would leave it."""
 

@@ -5,7 +5,7 @@ import torch
 
 from vlsae.dictionaries import selection_tensors
 from vlsae.dictionaries.selection import Products
-from vlsae.training import loop, train
+from vlsae.training import TrainingDiverged, loop, train
 from vlsae.training.fused import run
 
 X = torch.randn(4000, 24, generator=torch.Generator().manual_seed(0)) + 0.3
@@ -85,6 +85,35 @@ def test_relu_is_left_to_autograd_while_it_is_dense(monkeypatch):
     assert len(steps) == 20  # half of all latents are active at the start, and 20 steps change little
     slow = train(X, engine="torch", **options)
     assert torch.equal(quick.W_dec, slow.W_dec)
+
+
+def test_batch_topk_finds_its_codes_where_the_last_threshold_is_far_too_high(monkeypatch, maths):
+    """A threshold of another scale costs further looks, never codes; and not one at all positive pre-activations."""
+    bounds, original = [], run.positive
+    monkeypatch.setattr(
+        run, "positive", lambda p, bound, *args, **kw: bounds.append(bound) or original(p, bound, *args, **kw)
+    )
+    monkeypatch.setattr(run, "LIKELY", 1000.0)
+    options = {**BASE, "arch": "batch_topk", "k": 5}
+    slow, quick = (train(X, engine=engine, **options) for engine in ("torch", "fused"))
+    assert (slow.W_dec - quick.W_dec).abs().max() < 1e-5
+    assert max(bounds) > 100 and min(bounds) > 0
+
+
+def test_data_without_variance_can_be_trained_on():
+    assert torch.isfinite(train(torch.ones(64, 8), "topk", n_latents=16, k=2, steps=3, progress=False).W_dec).all()
+
+
+def test_weights_that_are_no_numbers_stop_the_run_where_it_would_be_saved(tmp_path, monkeypatch):
+    original = run.SparseRun._tell
+
+    def spoil(self, *args):
+        self.dictionary.b_enc.data[3] = float("nan")
+        return original(self, *args)
+
+    monkeypatch.setattr(run.SparseRun, "_tell", spoil)
+    with pytest.raises(TrainingDiverged, match="Weights are not finite after step 5; no checkpoint was written yet"):
+        train(X, "topk", out=tmp_path, k=5, checkpoint_every=5, log_every=5, **BASE)
 
 
 def test_what_cannot_be_fused_is_refused_and_auto_falls_back():

@@ -13,12 +13,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests.training.teamwork import BASE, RECIPES, X, alone, work
+from tests.training.teamwork import BASE, RECIPES, X, alone, disagree, work
 from vlsae import load_dictionary
 from vlsae.dictionaries.base import initial_atoms
 from vlsae.training import train
 from vlsae.training.loop import choose_engine
 from vlsae.training.recipe import make_config
+from vlsae.training.start import initial_dictionary
 from vlsae.training.team import Team
 
 SHARES = {"data": (2, 1), "latents": (2, 2), "both": (4, 2)}
@@ -80,6 +81,21 @@ def test_a_checkpoint_of_two_processes_goes_on_with_any_number(size, shards, tmp
     assert len((folder / "train.jsonl").read_text().splitlines()) == BASE["steps"]
 
 
+def test_a_finished_run_stays_as_it_is_whoever_asks_again(tmp_path):
+    options = {**BASE, **RECIPES["topk"], "decay": 0.0, "checkpoint_every": 10}
+    whole = train(X, out=tmp_path / "topk", **options).state_dict()
+    _start(2, 2, tmp_path, ["topk"])
+    again = load_dictionary(tmp_path / "topk").state_dict()
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_processes_that_are_not_in_the_same_run_say_so(tmp_path):
+    multiprocessing.set_forkserver_preload(["tests.training.teamwork"])
+    mp.start_processes(disagree, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+    for rank in range(2):
+        assert "are not in the same run" in (tmp_path / f"said-{rank}").read_text()
+
+
 def test_initial_atoms_in_parts_are_those_of_the_whole(monkeypatch):
     monkeypatch.setattr("vlsae.dictionaries.base.BLOCK", 64)
     draw = lambda own: initial_atoms(torch.Generator().manual_seed(3), 1001, 7, own)  # noqa: E731
@@ -100,6 +116,9 @@ def test_what_a_team_cannot_do_is_refused(tmp_path):
     with pytest.raises(ValueError, match="latent_shards=2 does not divide the 1 process"):
         train(X, "topk", latent_shards=2, out=tmp_path, **BASE)
     two, place = Team(0, 2, 2), torch.device("cpu")
+    for sizes in ({"n_latents": 8, "k": 9}, {"n_latents": 1, "k": 1}):
+        with pytest.raises(ValueError, match="at least one latent a part, and k at most"):
+            initial_dictionary(make_config("topk", None, sizes), 24, two)
     for family, engine, message in (
         ("gated", "auto", "cannot train 'gated'"),
         ("nested_dictionary", "auto", "cannot be divided by latents"),
@@ -127,7 +146,9 @@ def test_a_killed_process_is_reported_and_its_work_goes_on(store, tmp_path):
         )
         for rank in range(2)
     ]
+    deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
         assert both[0].poll() is None, both[0].stderr.read()
         time.sleep(0.02)
     both[1].send_signal(signal.SIGKILL)

@@ -22,29 +22,47 @@ def pack(module: nn.Module) -> None:
     """
     for part in module.modules():
         if isinstance(part, nn.MultiheadAttention):
-            part.forward = _attention(part)
+            part.forward = _Forward(part, _attention(part))
         elif type(part) is nn.Linear:
-            part.forward = _linear(part)
+            part.forward = _Forward(part, _linear(part))
+
+
+class _Forward:
+    """A layer's `forward`; a copy of the layer goes its own way again."""
+
+    def __init__(self, part: nn.Module, call: Callable):
+        self.part, self.call = part, call
+
+    def __call__(self, *args, **options):
+        return self.call(*args, **options)
+
+    def __deepcopy__(self, memo: dict) -> Callable:
+        copy = memo[id(self.part)]
+        return type(copy).forward.__get__(copy)
 
 
 class _Product:
     """`x @ weight.T + bias` with a packed weight; `fits` says whether it may stand for the layer's own."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.bias, self.version = weight, bias, weight._version
+    def __init__(self, part: nn.Module, weight: str, bias: str):
+        self.part, self.names = part, (weight, bias)
+        weight = getattr(part, weight)
+        self.weight, self.where, self.version = weight, weight.data_ptr(), weight._version
         self.packed = onednn.packed(weight.detach())
 
     def fits(self, x: Tensor) -> bool:
         wants_gradient = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        alike = x.dtype == self.weight.dtype == torch.float32 and x.device == self.weight.device
-        return alike and x.device.type == "cpu" and self.weight._version == self.version and not wants_gradient
+        weight = getattr(self.part, self.names[0])
+        same = weight is self.weight and weight.data_ptr() == self.where and weight._version == self.version
+        alike = x.dtype == weight.dtype == torch.float32 and x.device == weight.device
+        return same and alike and x.device.type == "cpu" and not wants_gradient
 
     def __call__(self, x: Tensor) -> Tensor:
-        return onednn.product(x, self.packed, self.bias)
+        return onednn.product(x, self.packed, getattr(self.part, self.names[1]))
 
 
 def _linear(part: nn.Linear) -> Callable[[Tensor], Tensor]:
-    own, product = part.forward, _Product(part.weight, part.bias)
+    own, product = part.forward, _Product(part, "weight", "bias")
     return lambda x: product(x) if product.fits(x) else own(x)
 
 
@@ -53,8 +71,8 @@ def _attention(part: nn.MultiheadAttention) -> Callable:
     own, heads = part.forward, part.num_heads
     if not part.batch_first or part.in_proj_weight is None or part.bias_k is not None or part.add_zero_attn:
         return own
-    project = _Product(part.in_proj_weight, part.in_proj_bias)
-    leave = _Product(part.out_proj.weight, part.out_proj.bias)
+    project = _Product(part, "in_proj_weight", "in_proj_bias")
+    leave = _Product(part.out_proj, "weight", "bias")
 
     def forward(query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, **options):
         masked = key_padding_mask is not None or attn_mask is not None or options.get("is_causal")

@@ -74,6 +74,13 @@ class LatentStatistics:
 
     def add(self, codes: Codes, n_images: int, first_image: int, labels: np.ndarray | None = None) -> None:
         """The same from sparse codes of `n_images` images of equally many tokens: work grows with active codes alone."""
+        if codes.n_latents != self.n_latents or (
+            labels is not None and len(labels) and labels.max() >= self.n_classes > 0
+        ):
+            raise ValueError(
+                f"Codes of {codes.n_latents} latents, with labels up to {labels.max() if labels is not None else None}, do "
+                f"not fit statistics of {self.n_latents} latents and {self.n_classes} classes."
+            )
         n_tokens = codes.n // n_images
         rows, latents, values = (
             np.ascontiguousarray(part.cpu().numpy()) for part in (codes.rows, codes.latents, codes.values.float())

@@ -272,7 +272,7 @@ class Dictionary(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """The reconstruction of `x [..., d]` from sparse codes: as `forward`, without gradients and dense codes."""
         flat = x.reshape(-1, x.shape[-1])
-        return self.decode(self.encode_sparse(flat), like=flat).unflatten(0, x.shape[:-1])
+        return self.decode(self.encode_sparse(flat), like=flat).reshape(*x.shape[:-1], self.d)
 
     @torch.no_grad()
     def constrain_gradient(self) -> None:

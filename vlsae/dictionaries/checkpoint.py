@@ -102,6 +102,8 @@ def save_in_parts(parts: Iterable[dict[str, Tensor]], like: Dictionary, n_latent
                 whole[at] = value.cpu().numpy()
                 whole.flush()
             begin = end
+        if begin != n_latents:
+            raise CheckpointError(f"The parts hold {begin} latents; expected {n_latents}. Nothing was written.")
     config = _description(like) | {"d_sae": n_latents}
     with replacing(folder / CONFIG) as partial:
         partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -59,6 +59,8 @@ def edited_similarities(
         edits: functions of `[B, T, d]` by name, as for `model.edit`.
         batch_size: images a forward pass, counting every edit's.
     """
+    if not edits:
+        return
     passes = [list(edits)] if Site.parse(site).is_whole else [[name] for name in edits]
     size = max(1, batch_size // max(1, len(passes[0])))
     for start in range(0, len(images), size):

@@ -46,8 +46,9 @@ def write_checkpoint(run: Run) -> None:
     if run.team.leads:
         with replacing(run.out / CHECKPOINT) as partial:
             torch.save(state | own, partial)
-        for old in set(run.out.glob("checkpoint-*.pt")) - {run.out / name for name in state["parts"]}:
-            old.unlink()
+        current = {run.out / name for name in state["parts"]}
+        for old in {*run.out.glob("checkpoint-*.pt"), *run.out.glob(".partial-*checkpoint*")} - current:
+            old.unlink(missing_ok=True)  # earlier checkpoints, and what killed processes left
     run.team.wait()
 
 
@@ -60,7 +61,8 @@ def read_checkpoint(run: Run) -> None:
     path = run.out / CHECKPOINT
     if not path.exists():
         return
-    state = torch.load(path, weights_only=True, map_location=run.device)
+    whole = run.team.shards == 1
+    state = torch.load(path, weights_only=True, map_location=run.device) if whole else _load_part(path)
     now = asdict(run.config)
     changed = [
         f"{k}: {state['config'].get(k)!r} there, {v!r} now" for k, v in now.items() if state["config"].get(k) != v
@@ -72,7 +74,7 @@ def read_checkpoint(run: Run) -> None:
     if state["data"] != run.fingerprint:
         raise ValueError(f"{run.out} holds a run on other data ({state['data']}); use another folder.")
     parts = [_load_part(run.out / name) for name in state.get("parts", [])]
-    if run.team.shards > 1 or parts:
+    if parts or not whole:
         own = _own_part(run, parts or [state])
     else:
         own = state
@@ -86,9 +88,9 @@ def read_checkpoint(run: Run) -> None:
 
 def weights_of_parts(folder: Path) -> Iterator[dict[str, Tensor]]:
     """The weights of every part of a checkpoint, mapped into memory only."""
-    state = torch.load(folder / CHECKPOINT, weights_only=True, mmap=True)
-    for name in state["parts"]:
-        yield _load_part(folder / name)["dictionary"]
+    state = _load_part(folder / CHECKPOINT)
+    for part in [_load_part(folder / name) for name in state.get("parts", [])] or [state]:
+        yield part["dictionary"]
 
 
 def _load_part(path: Path) -> dict:

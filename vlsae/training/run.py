@@ -111,6 +111,8 @@ class Run:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             read_checkpoint(self)
+        if self.team.size > 1:
+            self.team.require_same(f"{asdict(config)} {self.fingerprint} {self.step} {self.reader}")
         self.loggers = open_loggers(logger, out, self.step, asdict(config)) if self.team.leads else []
 
     def _sample(self, n: int) -> Tensor:
@@ -178,9 +180,7 @@ class Run:
     def require_finite(self, loss: Tensor) -> None:
         """Raises TrainingDiverged unless the loss is a number."""
         if not torch.isfinite(loss):
-            there = self.out is not None and (self.out / CHECKPOINT).exists()
-            kept = f"the last good checkpoint is in {self.out}" if there else "no checkpoint was written yet"
-            raise TrainingDiverged(f"The loss is {loss.item()} at step {self.step}; {kept}. Try a smaller lr.")
+            raise TrainingDiverged(f"The loss is {loss.item()} at step {self.step}{self._kept()}. Try a smaller lr.")
 
     def update(self) -> dict | None:
         """The optimiser's step on the gradients of `loss`, and everything that follows from it."""
@@ -222,9 +222,8 @@ class Run:
             for logger in self.loggers:
                 logger.log(row)
         if self.out is not None and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
-            finite = torch.tensor(float(self._is_finite()), device=self.device)
-            if self.team.least(finite):  # one must be able to go on from it; the next loss will stop the run
-                write_checkpoint(self)
+            self._require_finite_weights()
+            write_checkpoint(self)
         return row
 
     @torch.no_grad()
@@ -245,13 +244,19 @@ class Run:
             "seconds": round(time.time() - self.started, 3),
         }
 
-    def _is_finite(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for p in self.dictionary.parameters())
+    def _require_finite_weights(self) -> None:
+        """Raises TrainingDiverged, in all processes, where a weight of any of them is not a number."""
+        finite = all(bool(torch.isfinite(p.detach().sum())) for p in self.dictionary.parameters())
+        if not self.team.least(torch.tensor(float(finite), device=self.device)):
+            raise TrainingDiverged(f"Weights are not finite after step {self.step}{self._kept()}. Try a smaller lr.")
+
+    def _kept(self) -> str:
+        there = self.out is not None and (self.out / CHECKPOINT).exists()
+        return f"; the last good checkpoint is in {self.out}" if there else "; no checkpoint was written yet"
 
     def finish(self) -> Dictionary:
         """Write down where the dictionary comes from, and save it."""
-        if not self._is_finite():
-            raise TrainingDiverged("The last step made weights that are not finite; try a smaller lr.")
+        self._require_finite_weights()
         self.dictionary.metadata = {
             **origin(self.data),
             "n_tokens_seen": self.tokens_seen,
@@ -266,5 +271,4 @@ class Run:
                 save_in_parts(weights_of_parts(self.out), self.dictionary, self.config.n_latents, self.out)
             else:
                 save_dictionary(self.dictionary, self.out)
-        self.team.wait()
         return self.dictionary

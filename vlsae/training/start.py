@@ -16,6 +16,11 @@ def initial_dictionary(config: TrainConfig, d: int, team: Team) -> Dictionary:
     family, arguments = DICTIONARIES.get(config.family), constructor_arguments(config)
     if team.shards == 1:
         return family(d, config.n_latents, seed=config.seed, **arguments)
+    if config.n_latents < team.shards or ("k" in arguments and config.k > config.n_latents):
+        raise ValueError(
+            f"n_latents={config.n_latents} with k={config.k} in {team.shards} parts: give at least one latent a part, and k "
+            "at most n_latents."
+        )
     own = team.own_latents(config.n_latents)
     n = own.stop - own.start
     if "k" in arguments:

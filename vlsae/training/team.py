@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +18,8 @@ from torch import Tensor
 from vlsae.dictionaries.selection import Rows, largest
 from vlsae.dictionaries.selection_tensors import best_of_columns
 
+PATIENCE = timedelta(hours=1)  # others may be writing a large checkpoint; a dead process is noticed at once
+
 
 class LostWorker(RuntimeError):
     """Another process of the team is gone."""
@@ -22,6 +27,15 @@ class LostWorker(RuntimeError):
 
 def _cut(n: int, part: int, parts: int) -> slice:
     return slice(n * part // parts, n * (part + 1) // parts)
+
+
+@lru_cache
+def _groups(size: int, shards: int) -> tuple[list, list]:
+    """Process groups of equal latents, and of equal tokens; made once, since devices keep memory for each."""
+    parts = size // shards
+    tokens = [dist.new_group([i * shards + s for i in range(parts)]) for s in range(shards)]
+    latents = [dist.new_group([i * shards + s for s in range(shards)]) for i in range(parts)]
+    return tokens, latents
 
 
 @dataclass(frozen=True)
@@ -66,14 +80,13 @@ class Team:
             )
         if size == 1:
             return cls()
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        place = torch.device(device)
+        if place.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) if place.index is None else place.index)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-            atexit.register(dist.destroy_process_group)
-        rank, parts = dist.get_rank(), size // shards
-        tokens = [dist.new_group([i * shards + s for i in range(parts)]) for s in range(shards)]
-        latents = [dist.new_group([i * shards + s for s in range(shards)]) for i in range(parts)]
+            dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+            atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+        rank, (tokens, latents) = dist.get_rank(), _groups(size, shards)
         return cls(rank, size, shards, tokens[rank % shards], latents[rank // shards])
 
     @property
@@ -121,6 +134,22 @@ class Team:
         if self.size == self.shards:
             return mask
         return self._reduced(mask.int(), dist.ReduceOp.MAX, self.tokens).bool()
+
+    def require_same(self, facts: str) -> None:
+        """Raise ValueError, in all processes, unless all were given the same facts about the run."""
+        place = self._place()
+        number = int.from_bytes(hashlib.blake2b(facts.encode(), digest_size=7).digest(), "big")
+        both = torch.tensor([number, -number], device=place)
+        if int(self.least(both).sum()) != 0:
+            raise ValueError(
+                "The processes of the team are not in the same run: their recipe, their data or the checkpoint that they "
+                "found differ. Start all with the same arguments, and with a folder `out` that all of them see."
+            )
+
+    @staticmethod
+    def _place() -> torch.device:
+        nccl = dist.get_backend() == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -180,6 +209,8 @@ class Team:
     def _together(self, collective: Callable, *args, **options) -> None:
         try:
             collective(*args, **options)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise LostWorker(
                 f"Process {self.rank} of {self.size} lost contact with the others ({str(error).splitlines()[0][:120]}). Look "

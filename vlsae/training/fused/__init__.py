@@ -1,1 +1,1 @@
-"""The quick engine of sparse families on the processor: one dense product a step, everything else on the codes."""
+"""The quick engine of sparse families: one dense product a step, everything else on the codes."""

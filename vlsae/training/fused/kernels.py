@@ -149,7 +149,7 @@ def update(
         _gather(f, X, G, W, token, row, val, u, start, order, unit, for_atom, for_key)
         norm = _adam(W[f], Wm[f], Wv[f], for_atom, clip, shrink, rate, beta1, beta2, root, eps)
         if unit:
-            scale = np.float32(1.0) / np.sqrt(norm)
+            scale = np.float32(1.0) / np.sqrt(max(norm, np.float32(1e-24)))
             for j in range(d):
                 W[f, j] *= scale
         _adam(E[f], Em[f], Ev[f], for_key, clip, shrink, rate, beta1, beta2, root, eps)

@@ -97,12 +97,13 @@ class SparseRun(Run):
         """The `n k` largest positive codes of the whole batch; ties go to the earlier token, then the lower latent."""
         sae, team, wanted = self.dictionary, self.team, self.n * self.dictionary.k
         room = 8 * sae.k
-        bound = LIKELY * float(sae.threshold[0])
-        if bound == 0:  # the first step of all
-            bound = float(team.least(torch.tensor(likely_bound(products, wanted), device=products.x.device)))
+        bound = LIKELY * float(sae.threshold[0]) or self._likely(products, wanted)  # 0 before the first step
         rows = positive(products, bound, room, also=watch)
-        if bound > 0 and int(team.over_all(torch.tensor(len(rows.val), device=products.x.device))) < wanted:
-            rows = positive(products, 0.0, room)
+        for divisor in (1, 2, 4, torch.inf):  # half of all codes lie above 0: the last resort
+            if int(team.over_all(torch.tensor(len(rows.val), device=products.x.device))) >= wanted or bound == 0:
+                break
+            bound = min(bound, self._likely(products, wanted) / divisor)
+            rows = positive(products, bound, room)
         first, offset = team.own_tokens(self.n).start, team.own_latents(self.config.n_latents).start
 
         def keys(at: Tensor) -> Tensor:
@@ -113,6 +114,11 @@ class SparseRun(Run):
         if torch.isfinite(smallest):
             sae.remember(smallest)
         return rows
+
+    def _likely(self, products: Products, wanted: int) -> float:
+        """The least `likely_bound` of all processes."""
+        bound = likely_bound(products, wanted) if len(products.x) else torch.inf
+        return float(self.team.least(torch.tensor(bound, device=products.x.device)))
 
     def _reconstruct(self, x: Tensor, codes: Rows) -> tuple[Errors, Entries]:
         """Reconstructions, the terms of the loss, and the gradients of every code."""
@@ -145,12 +151,12 @@ class SparseRun(Run):
         error = term.reconstruction if isinstance(self.dictionary, NestedDictionaryMatryoshka) else term
         norms = x.norm(dim=1)
         weights = {
-            "sum": torch.ones_like(norms),
-            "patchsae": 1 / (x.shape[1] * norms.clamp_min(1e-6)),
-            "normalised": 1 / norms.square().clamp_min(1e-12),
-            "variance": torch.full_like(norms, 1 / error.variance),
+            "sum": lambda: torch.ones_like(norms),
+            "patchsae": lambda: 1 / (x.shape[1] * norms.clamp_min(1e-6)),
+            "normalised": lambda: 1 / norms.square().clamp_min(1e-12),
+            "variance": lambda: torch.full_like(norms, 1 / error.variance),
         }
-        return weights[error.scale] / self.n
+        return weights[error.scale]() / self.n
 
     def _penalise(self, x: Tensor, entries: Entries) -> Tensor:
         """L1, and its part in the gradients of the codes."""
