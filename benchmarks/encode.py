@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from peers import without
-from timing import facts_text, interleaved, judged, machine_facts, number, table, version, with_threads
+from timing import facts_text, interleaved, judged, machine_facts, number, table, version, with_threads, write_report
 from train import MM, PACKAGES, PRODUCT, quickest_product, tokens
 
 
@@ -117,8 +116,7 @@ def main(argv: list[str]) -> None:
     text, records = judged(wanted, args.threads)
     print(f"\n{text}")
     if args.json:
-        report = {"facts": facts, "arguments": vars(args) | {"json": None}, "rows": results, "targets": records}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(args, facts, results, records)
 
 
 if __name__ == "__main__":

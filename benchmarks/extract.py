@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import logging
 import shutil
 import subprocess
@@ -14,7 +13,17 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from timing import extra_peak, facts_text, interleaved, machine_facts, number, table, with_threads
+from timing import (
+    extra_peak,
+    facts_text,
+    interleaved,
+    judged,
+    machine_facts,
+    number,
+    table,
+    with_threads,
+    write_report,
+)
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "numpy")
 SITE = "vision.-2.resid_post"
@@ -235,15 +244,15 @@ def measure(args: argparse.Namespace, argv: list[str], folder: Path) -> None:
         "peak MB",
     ]
     print(table(head, lines))
-    print()
-    for name, wanted in TARGETS.items():
-        if name in results:
-            ratio = results[name]["faster_cpu" if clock == "cpu" else "faster"]
-            verdict = "pass" if ratio >= wanted else "MISS"
-            print(f"{name} against {HOOK}: {ratio:.2f} ({clock} time), wanted {wanted}: {verdict}")
+    wanted = [
+        (f"{HOOK} / {name}", ">=", bound, results[name]["faster"], results[name]["faster_cpu"])
+        for name, bound in TARGETS.items()
+        if name in results
+    ]
+    text, records = judged(wanted, args.threads)
+    print(f"\n{text}")
     if args.json:
-        told = {"facts": facts, "arguments": {k: str(v) for k, v in vars(args).items()}, "rows": results}
-        args.json.write_text(json.dumps(told, indent=1))
+        write_report(args, facts, results, records)
 
 
 def main(argv: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import shutil
 import subprocess
@@ -14,7 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from timing import extra_peak, facts_text, interleaved, machine_facts, number, table, with_threads
+from timing import (
+    extra_peak,
+    facts_text,
+    interleaved,
+    judged,
+    machine_facts,
+    number,
+    table,
+    with_threads,
+    write_report,
+)
 
 PACKAGES = ("numpy", "torch")
 PER_IMAGE, SITE = 196, "vision.0.resid_post"
@@ -208,13 +217,12 @@ def measure(args: argparse.Namespace, argv: list[str], folder: Path) -> None:
                       number(r["faster_than_dataset_cpu"]), number(r["peak_mb"])])  # fmt: skip
     head = ["", "wall ms", "CPU ms", "MB/s", "k tokens/s", "cold k tokens/s", "x Dataset", "(CPU)", "peak MB"]
     print(table(head, lines))
-    ratio = results[OURS]["faster_than_dataset_cpu"]
-    print(
-        f"\nshuffled, ours against the per-item Dataset: {ratio:.2f} (CPU), wanted 5: {'pass' if ratio >= 5 else 'MISS'}"
-    )
+    ours = results[OURS]
+    wanted = [(f"{PEER} / {OURS}", ">=", 5.0, ours["faster_than_dataset"], ours["faster_than_dataset_cpu"])]
+    text, records = judged(wanted, args.threads)
+    print(f"\n{text}")
     if args.json:
-        facts_too = {"facts": facts, "arguments": {k: str(v) for k, v in vars(args).items()}, "rows": results}
-        args.json.write_text(json.dumps(facts_too, indent=1))
+        write_report(args, facts, results, records)
 
 
 def main(argv: list[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import json
 import os
 import platform
 import statistics
@@ -167,6 +169,12 @@ def judged(
         records.append({"what": what, "wanted": f"{sign} {bound:g}", "wall": wall, "cpu": cpu, "met": met})
         lines.append([what, f"{sign} {bound:g}", number(wall), number(cpu), "pass" if met else "MISS"])
     return table(["", "wanted", "wall", "CPU", ""], lines), records
+
+
+def write_report(args: argparse.Namespace, facts: dict, rows: dict, targets: list[dict]) -> None:
+    """What a table tells, for machines, to `args.json`."""
+    report = {"facts": facts, "arguments": {k: str(v) for k, v in vars(args).items()}, "rows": rows, "targets": targets}
+    args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def number(value: float | None, digits: int = 3) -> str:

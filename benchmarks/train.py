@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from timing import (
     table,
     version,
     with_threads,
+    write_report,
 )
 
 PACKAGES = ("numpy", "torch", "numba", "eai-sparsify", "overcomplete", "dictionary-learning", "sae-lens")
@@ -313,8 +313,7 @@ def main(argv: list[str]) -> None:
     text, records = judged(targets(args, timings, best, peak_mb), args.threads)
     print(f"\n{text}")
     if args.json:
-        report = {"facts": facts, "arguments": vars(args) | {"json": None}, "rows": results, "targets": records}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(args, facts, results, records)
 
 
 if __name__ == "__main__":

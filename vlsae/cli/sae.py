@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +154,7 @@ def _named_value(text: str) -> tuple[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from vlsae.activations.ranks import job_place
     from vlsae.training.config import TrainConfig
     from vlsae.training.loop import train
 
@@ -164,7 +164,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         options.data, preset=options.preset, out=options.out, device=options.device, progress=not options.json,
         engine=options.engine, latent_shards=options.latent_shards, **given,
     )  # fmt: skip
-    if int(os.environ.get("RANK", 0)) > 0:
+    if job_place()[0] > 0:
         return {}  # the first process of a team speaks for all
     last = [json.loads(line) for line in (options.out / "train.jsonl").read_text().splitlines()][-1:]
     facts = {k: row[k] for row in last for k in ("step", "ev", "l0", "dead")}

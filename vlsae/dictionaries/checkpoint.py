@@ -58,9 +58,7 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
     weights = {name: value.detach().cpu().contiguous() for name, value in dictionary.state_dict().items()}
     with replacing(folder / WEIGHTS) as partial:
         save_file(weights, partial, metadata={"format": "pt"})
-    with replacing(folder / CONFIG) as partial:
-        partial.write_text(json.dumps(_description(dictionary), indent=2) + "\n", encoding="utf-8")
-    return folder
+    return _write_config(folder, _description(dictionary))
 
 
 def save_in_parts(parts: Iterable[dict[str, Tensor]], like: Dictionary, n_latents: int, folder: str | Path) -> Path:
@@ -104,9 +102,12 @@ def save_in_parts(parts: Iterable[dict[str, Tensor]], like: Dictionary, n_latent
             begin = end
         if begin != n_latents:
             raise CheckpointError(f"The parts hold {begin} latents; expected {n_latents}. Nothing was written.")
-    config = _description(like) | {"d_sae": n_latents}
+    return _write_config(folder, _description(like) | {"d_sae": n_latents})
+
+
+def _write_config(folder: Path, description: dict) -> Path:
     with replacing(folder / CONFIG) as partial:
-        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

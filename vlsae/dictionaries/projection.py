@@ -11,6 +11,12 @@ from torch import Tensor
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 
 
+def principal_axes(x: Tensor) -> Tensor:
+    """The principal axes of `x [N, d]` as rows `[d, d]` in float64, by falling variance, each up to its sign."""
+    centred = (x - x.mean(0)).double()
+    return torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1).T
+
+
 @DICTIONARIES.register("projection")
 class ProjectionDictionary(Dictionary):
     """Coordinates in a basis, the `k` largest by magnitude kept: `z = TopK_|.|((x - b_dec) W_enc)`.
@@ -97,7 +103,5 @@ class ProjectionDictionary(Dictionary):
     def pca(cls, x: Tensor, k: int) -> ProjectionDictionary:
         """The principal axes of `x [N, d]`, by falling variance."""
         basis = cls(x.shape[1], x.shape[1], k=k)
-        centred = (x - x.mean(0)).double()
-        axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1).T
-        basis._set_basis(axes.float(), x.mean(0))
+        basis._set_basis(principal_axes(x).float(), x.mean(0))
         return basis.requires_grad_(False)

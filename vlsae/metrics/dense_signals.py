@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from vlsae.dictionaries.base import Codes, Dictionary
+from vlsae.dictionaries.projection import principal_axes
 from vlsae.metrics.dense_latents import DENSE, density
 from vlsae.metrics.localisation import auroc
 
@@ -51,8 +52,7 @@ def principal_directions(x: Tensor, n: int = 1) -> Tensor:
         >>> principal_directions(torch.tensor([[0.0, 1.0], [0.0, 3.0]])).abs().tolist()
         [[0.0, 1.0]]
     """
-    centred = x.detach().double() - x.detach().double().mean(0)
-    return torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0)[:n].to(x.dtype)
+    return principal_axes(x.detach())[:n].to(x.dtype)
 
 
 def null_space_share(atoms: Tensor, projection: Tensor, bottom: int | None = None) -> Tensor:

@@ -19,10 +19,9 @@ from vlsae.training.fused.compiled import CompiledRun
 from vlsae.training.fused.run import SparseRun, can_fuse
 from vlsae.training.recipe import fit_to_data, make_config
 from vlsae.training.run import Run, TrainingDiverged
-from vlsae.training.team import Team
+from vlsae.training.team import ALONE, Team
 
 __all__ = ["TrainingDiverged", "open_data", "train"]
-ALONE = Team()
 
 
 def train(

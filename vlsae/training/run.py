@@ -30,7 +30,7 @@ from vlsae.training.recipe import objective_names
 from vlsae.training.resampling import resample
 from vlsae.training.sorting import sort_latents
 from vlsae.training.start import initial_bias, initial_dictionary, total_variance
-from vlsae.training.team import Team
+from vlsae.training.team import ALONE, Team
 
 
 class TrainingDiverged(RuntimeError):
@@ -74,10 +74,10 @@ class Run:
         device: torch.device,
         select,
         logger: str = "",
-        team: Team | None = None,
+        team: Team = ALONE,
     ):
         self.data, self.config, self.out, self.device, self.select = data, config, out, device, select
-        self.team = team or Team()
+        self.team = team
         family = DICTIONARIES.get(config.family)
         sample = self._sample(family.start_sample)
         if hasattr(data, "target") and config.input_transform != "none":

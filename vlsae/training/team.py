@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vlsae.activations.ranks import job_device
 from vlsae.dictionaries.selection import Rows, largest
 from vlsae.dictionaries.selection_tensors import best_of_columns
 
@@ -80,9 +81,9 @@ class Team:
             )
         if size == 1:
             return cls()
-        place = torch.device(device)
-        if place.type == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) if place.index is None else place.index)
+        place = torch.device(job_device(device))
+        if place.index is not None:
+            torch.cuda.set_device(place)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
             atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
@@ -216,3 +217,6 @@ class Team:
                 f"Process {self.rank} of {self.size} lost contact with the others ({str(error).splitlines()[0][:120]}). Look "
                 "for the first error among their messages; the same command continues from the last checkpoint."
             ) from error
+
+
+ALONE = Team()

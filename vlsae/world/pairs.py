@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vlsae.world.planting import random_directions
 
 SALT = 15_485_863
 
@@ -97,9 +100,7 @@ def planted_pairs(
         )
     generator = torch.Generator().manual_seed(seed * 1_000_003 + SALT)
 
-    def directions(n: int) -> Tensor:
-        return F.normalize(torch.randn(n, d, generator=generator), dim=1)
-
+    directions = partial(random_directions, d=d, generator=generator)
     owner = torch.cat([torch.full((n_shared,), 2), torch.zeros(n_private), torch.ones(n_private)]).long()
     images, other, offset = directions(len(owner)), directions(len(owner)), directions(1)[0]
     texts = F.normalize((1 - turn) * images + turn * other, dim=1)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SALT = 7_368_787
+
+
+def random_directions(n: int, d: int, generator: torch.Generator) -> Tensor:
+    """`[n, d]`, unit rows without preference."""
+    return F.normalize(torch.randn(n, d, generator=generator), dim=1)
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,7 @@ def planted(
     # far from the generators of initial weights: with equal seeds a dictionary would start at the truth
     generator = torch.Generator().manual_seed(seed * 1_000_003 + SALT)
 
-    def directions(n: int) -> Tensor:
-        return F.normalize(torch.randn(n, d, generator=generator), dim=1)
-
+    directions = partial(random_directions, d=d, generator=generator)
     group = torch.arange(n_atoms) % n_groups
     common, own = directions(n_groups)[group], directions(n_atoms)
     own = F.normalize(own - (own * common).sum(1, keepdim=True) * common, dim=1) if coherence > 0 else own

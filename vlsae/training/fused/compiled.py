@@ -10,7 +10,7 @@ from vlsae.dictionaries.selection import Rows
 from vlsae.threads import in_threads
 from vlsae.training.fused import kernels
 from vlsae.training.fused.entries import Entries, Errors
-from vlsae.training.fused.run import SparseRun
+from vlsae.training.fused.run import SparseRun, scale_gradients
 from vlsae.training.run import learning_rate
 
 
@@ -68,12 +68,9 @@ class CompiledRun(SparseRun):
             return 1.0
         squares = torch.empty(self.dictionary.n_latents)
         in_threads(kernels.gradient_norms, len(squares), *sparse, squares.numpy())
-        biases = [p.grad for p in self.dictionary.parameters() if p.grad is not None]
-        norm = float(squares.sum(dtype=torch.float64) + sum(g.square().sum() for g in biases)) ** 0.5
-        factor = min(1.0, self.config.clip_gradient / (norm + 1e-6))
-        for g in biases:
-            g.mul_(factor)
-        return factor
+        biases = sum(p.grad.square().sum() for p in self.dictionary.parameters() if p.grad is not None)
+        norm = (squares.sum(dtype=torch.float64) + biases).sqrt()
+        return scale_gradients(self.dictionary, norm, self.config.clip_gradient)
 
     def _moments(self, p: torch.nn.Parameter) -> dict:
         """Adam's state of a parameter, one step on, kept where torch's optimiser keeps it."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.batch_topk import BatchTopKDictionary
 from vlsae.dictionaries.nested_dictionary import NestedDictionaryMatryoshka
 from vlsae.dictionaries.selection import Products, Rows, likely_bound, positive, top_k
@@ -15,7 +16,6 @@ from vlsae.training.config import TrainConfig
 from vlsae.training.fused import tensors
 from vlsae.training.fused.dead import DeadCodes
 from vlsae.training.fused.entries import Entries, Errors
-from vlsae.training.objectives.auxk import auxiliary_k
 from vlsae.training.recipe import objective_names
 from vlsae.training.run import Run
 
@@ -37,6 +37,15 @@ def can_fuse(config: TrainConfig, data) -> bool:
         and config.loss_scale != "absolute"
         and not config.option("sort_latents", False)
     )
+
+
+def scale_gradients(dictionary: Dictionary, norm: Tensor, most: float) -> float:
+    """Scale the gradients that are there where those of all weights have a norm above `most`; returns the factor."""
+    factor = min(1.0, most / (float(norm) + 1e-6))
+    for p in dictionary.parameters():
+        if p.grad is not None:
+            p.grad.mul_(factor)
+    return factor
 
 
 class SparseRun(Run):
@@ -79,7 +88,7 @@ class SparseRun(Run):
         if n_dead == 0:
             return None
         latents = dead.nonzero()[:, 0]
-        k = min(self.config.aux_k or auxiliary_k(self.dictionary.d), n_dead)
+        k = min(self.objectives[-1].k, n_dead)  # AuxK comes last
         return DeadCodes(latents, self.dictionary.b_enc.data[latents], k, n)
 
     def _select(self, centred: Tensor, watch: DeadCodes | None) -> Rows:
@@ -99,11 +108,13 @@ class SparseRun(Run):
         room = 8 * sae.k
         bound = LIKELY * float(sae.threshold[0]) or self._likely(products, wanted)  # 0 before the first step
         rows = positive(products, bound, room, also=watch)
-        for divisor in (1, 2, 4, torch.inf):  # half of all codes lie above 0: the last resort
-            if int(team.over_all(torch.tensor(len(rows.val), device=products.x.device))) >= wanted or bound == 0:
-                break
-            bound = min(bound, self._likely(products, wanted) / divisor)
-            rows = positive(products, bound, room)
+        if bound > 0 and self._in_all(rows.val) < wanted:
+            likely = self._likely(products, wanted)
+            for lower in (likely, likely / 2, likely / 4, 0.0):  # half of all codes lie above 0: the last resort
+                bound = min(bound, lower)
+                rows = positive(products, bound, room)
+                if bound == 0 or self._in_all(rows.val) >= wanted:
+                    break
         first, offset = team.own_tokens(self.n).start, team.own_latents(self.config.n_latents).start
 
         def keys(at: Tensor) -> Tensor:
@@ -118,7 +129,16 @@ class SparseRun(Run):
     def _likely(self, products: Products, wanted: int) -> float:
         """The least `likely_bound` of all processes."""
         bound = likely_bound(products, wanted) if len(products.x) else torch.inf
-        return float(self.team.least(torch.tensor(bound, device=products.x.device)))
+        return float(self.team.least(torch.tensor(bound, device=self.device)))
+
+    def _in_all(self, values: Tensor) -> int:
+        """The number of values in all processes."""
+        return int(self.team.over_all(torch.tensor(len(values), device=self.device)))
+
+    def _around_mean(self, x: Tensor) -> Tensor:
+        """Sum of squares of the whole batch around its mean, of which `x` are this process's rows."""
+        mean = self.team.over_tokens(x.sum(0)) / self.n
+        return self.team.over_tokens((x - mean).square().sum(dtype=torch.float64))
 
     def _reconstruct(self, x: Tensor, codes: Rows) -> tuple[Errors, Entries]:
         """Reconstructions, the terms of the loss, and the gradients of every code."""
@@ -162,8 +182,7 @@ class SparseRun(Run):
         """L1, and its part in the gradients of the codes."""
         l1 = self.objectives[1]
         share = (1 / x.norm(dim=1).clamp_min(1e-6) if l1.relative else x.new_ones(len(x))) / self.n
-        active = self.team.over_all(torch.tensor(float(len(entries.val)), device=x.device))
-        coefficient = l1.steer_to(float(active) / self.n)
+        coefficient = l1.steer_to(self._in_all(entries.val) / self.n)
         each = share[entries.token.long()]
         entries.u += coefficient * each
         return coefficient * self.team.over_all((entries.val * each).sum(dtype=torch.float64))
@@ -173,14 +192,14 @@ class SparseRun(Run):
         nothing, error = torch.zeros((), device=residual.device), -residual
         if watch is None:
             return nothing
-        mean = self.team.over_tokens(error.sum(0)) / self.n
-        spread = float(self.team.over_tokens((error - mean).square().sum(dtype=torch.float64))) / self.n
+        spread = float(self._around_mean(error)) / self.n
         if spread == 0:
             return nothing
         codes = self.team.best(watch.codes, watch.k)
         ends = torch.tensor([self.dictionary.n_latents], device=error.device)
-        scale = torch.full_like(error[:, 0], self.config.aux_coefficient / (spread * self.n))
-        errors = self.nested_errors(error, torch.zeros_like(mean), codes, ends, torch.ones_like(scale[:1]), scale)
+        scale = torch.full_like(error[:, 0], self.objectives[-1].coefficient / (spread * self.n))
+        no_bias = error.new_zeros(error.shape[1])
+        errors = self.nested_errors(error, no_bias, codes, ends, torch.ones_like(scale[:1]), scale)
         entries.extend(Entries.of(codes, errors, ends))
         return self.team.over_tokens(errors.loss)
 
@@ -198,15 +217,10 @@ class SparseRun(Run):
         sae = self.dictionary
         own = sum(p.grad.square().sum(dtype=torch.float64) for p in (sae.W_dec, sae.W_enc, sae.b_enc))
         shared = sae.b_dec.grad.square().sum(dtype=torch.float64) if sae.b_dec.requires_grad else 0.0
-        norm = (self.team.over_latents(own) + shared).sqrt()
-        for p in sae.parameters():
-            if p.grad is not None:
-                p.grad.mul_(min(1.0, most / (float(norm) + 1e-6)))
+        scale_gradients(sae, (self.team.over_latents(own) + shared).sqrt(), most)
 
     def _tell(self, x: Tensor, codes: Rows, residual: Tensor, dead: Tensor) -> dict[str, float]:
-        team = self.team
-        mean = team.over_tokens(x.sum(0)) / self.n
-        left, spread = (team.over_tokens(part.square().sum(dtype=torch.float64)) for part in (residual, x - mean))
-        active = team.over_all(torch.tensor(float(len(codes.val)), device=x.device))
-        share = team.over_latents(dead.sum()) / self.config.n_latents
-        return {"ev": 1 - float(left / spread), "l0": float(active) / self.n, "dead": float(share)}
+        left = self.team.over_tokens(residual.square().sum(dtype=torch.float64))
+        share = self.team.over_latents(dead.sum()) / self.config.n_latents
+        ev = 1 - float(left / self._around_mean(x))
+        return {"ev": ev, "l0": self._in_all(codes.val) / self.n, "dead": float(share)}
