@@ -17,6 +17,7 @@ from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model
 from vlsae.concepts.naming import LatentName, name_latents
 from vlsae.concepts.statistics import LatentStatistics, latent_statistics
+from vlsae.demo_pairs import PairsResult, images_and_captions
 from vlsae.demo_words import WordsResult, words_in_scenes
 from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.projection import ProjectionDictionary
@@ -47,6 +48,7 @@ class DemoResult:
         labelled: of the latents on single-object scenes, with label entropy and spread.
         localisation: per method, how well its best column localises each object.
         words: the held-out scenes and the latents in words, by SpLiCE.
+        pairs: the held-out scenes and their captions in the concepts of one dictionary.
         metrics: every score by name.
         seconds: time of each stage.
     """
@@ -61,6 +63,7 @@ class DemoResult:
     labelled: LatentStatistics
     localisation: dict[str, Localisation]
     words: WordsResult
+    pairs: PairsResult
     metrics: dict[str, Metric]
     seconds: dict[str, float]
 
@@ -86,7 +89,7 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
         n_train: scenes to train on.
         n_test: held-out scenes; half chooses latents, the other half scores them.
         progress: show progress bars.
-        **recipe: fields of `TrainConfig` that replace the demo's.
+        **recipe: fields of `TrainConfig` that replace the demo's; of them `steps` for the dictionaries of pairs, too.
 
     Returns:
         `DemoResult`.
@@ -107,7 +110,7 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
         name: extract(
             model,
             drawn,
-            [SITE, "vision.pooled"] if name == "test" else SITE,
+            SITE if name == "single" else [SITE, "vision.pooled"],
             out / "activations" / name,
             batch_size=64,
             seed=seed,
@@ -134,8 +137,13 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
     words = words_in_scenes(model, dictionary, draws["test"], embeddings, stores["train"].mean())
     metrics |= words.metrics
     lap("words")
+    pairs = images_and_captions(model, (draws["train"], draws["test"]), (stores["train"].embeddings(), embeddings),
+                                out / "pairs", seed=seed, progress=progress,
+                                **{name: recipe[name] for name in ("steps",) if name in recipe})  # fmt: skip
+    metrics |= pairs.metrics
+    lap("pairs")
     result = DemoResult(out, model, dictionary, names, draws["test"], stores["test"], statistics, labelled,
-                        localisation, words, metrics, seconds)  # fmt: skip
+                        localisation, words, pairs, metrics, seconds)  # fmt: skip
     text = json.dumps({name: metric.as_dict() for name, metric in metrics.items()}, indent=1)
     (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
     from vlsae.report.demo import write_demo_report

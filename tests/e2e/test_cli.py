@@ -66,3 +66,5 @@ def test_a_small_demo(tmp_path, capsys):
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert html.count("<article") >= 8
     assert len(result.names) == 256
+    assert metrics["pairs_translated"]["value"] > 5 * metrics["pairs_translated"]["chance"]
+    assert "Images and sentences in one set of concepts" in html

@@ -174,11 +174,3 @@ def test_what_closes_the_gap(embeddings, coded):
     assert two["without unimodal"]["modality_gap"].value > 0.9 * gap["original"]
     assert gap["centred"] < 0.05
     assert hits["centred"] > 0.98
-
-
-def _directions(labels, images, words):
-    """Share of words whose images' mean, less that of all images, is nearest to the word's embedding, less all words' mean."""
-    present = labels.any(0)
-    means = labels.float().T @ images / labels.sum(0)[:, None].clamp_min(1)
-    nearest = similarities(means - images.mean(0), words - words.mean(0)).argmax(1)
-    return float((nearest == torch.arange(labels.shape[1]))[present].float().mean())

@@ -76,7 +76,8 @@ def contour(image: Image.Image, values: np.ndarray, level: float | None = None) 
     return Image.fromarray(pixels)
 
 
-def _thumbnail(image: Image.Image, side: int) -> Image.Image:
+def thumbnail(image: Image.Image, side: int) -> Image.Image:
+    """The whole image in the middle of a white square of `side` pixels."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(size, Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS)
@@ -128,8 +129,8 @@ def reference_grid(
     width = len(images) * (side + gap) - gap
     canvas = Image.new("RGB", (width, 2 * side + 2 * gap + 30), "white")
     for i, (image, values) in enumerate(zip(images, maps, strict=True)):
-        canvas.paste(_thumbnail(image, side), (i * (side + gap), 0))
-        canvas.paste(_thumbnail(overlay(image, values, limits, cmap=cmap), side), (i * (side + gap), side + gap))
+        canvas.paste(thumbnail(image, side), (i * (side + gap), 0))
+        canvas.paste(thumbnail(overlay(image, values, limits, cmap=cmap), side), (i * (side + gap), side + gap))
     canvas.paste(color_bar(limits, min(width, 3 * side), cmap=cmap, label=label), (0, 2 * side + 2 * gap))
     return canvas
 

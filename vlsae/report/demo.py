@@ -11,6 +11,7 @@ import torch
 
 from vlsae import __version__
 from vlsae.report.cards import latent_cards
+from vlsae.report.demo_pairs import pairs_section
 from vlsae.report.demo_words import words_section
 from vlsae.report.figures import METHODS, latent_scatter, localisation_curves
 from vlsae.report.page import cell, facts, figure, paragraph, section, table, tiles, write_page
@@ -34,6 +35,10 @@ LABELS = {
     "dead": "Dead latents",
     "words_recall": "SpLiCE: objects among the top 8 words",
     "words_precision": "SpLiCE: top 8 words that are true",
+    "pairs_same_latent": "VL-SAE: words whose latent is the same in images and alone",
+    "pairs_translated": "VL-SAE: words translated",
+    "pairs_code_iou": "VL-SAE: overlap of an image's and its caption's codes",
+    "pairs_image_to_text": "VL-SAE: captions found by codes",
     "zero_shot_original": "Zero-shot accuracy, untouched",
     "zero_shot_spliced": "Zero-shot accuracy, reconstruction spliced in",
     "zero_shot_error_kept": "Zero-shot accuracy, reconstruction + error",
@@ -57,6 +62,7 @@ def write_demo_report(result: DemoResult) -> Path:
         _localisation(result),
         _statistics(result),
         words_section(result),
+        pairs_section(result.pairs),
         _all_scores(result),
         _worst(result),
         _cards(result),
