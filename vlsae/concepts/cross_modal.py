@@ -39,7 +39,7 @@ class SampleTokens:
         >>> tokens.position.tolist(), tokens.samples.tolist()
         ([0, 1, 0], [7, 9])
 
-    Reference: Lou et al. 2025 (arXiv 2502.17514)
+    As in Lou et al. 2025 (arXiv 2502.17514).
     """
 
     codes: Codes
@@ -120,7 +120,7 @@ def strongest_codes(codes: Codes, top: int = 50) -> Codes:
         >>> strongest_codes(Codes.from_dense(torch.tensor([[1.0, 3.0, 2.0]])), top=2).latents.tolist()
         [1, 2]
 
-    Reference: Lou et al. 2025 (arXiv 2502.17514), released code (50 a token).
+    As in Lou et al. 2025 (arXiv 2502.17514), released code (50 a token).
     """
     if top < 1:
         raise ValueError(f"top={top} codes a token were asked for; give a number >= 1.")
@@ -183,7 +183,7 @@ def cross_modal_weights(
         >>> round(weights.omega.item(), 4), weights.kind.tolist()
         (0.7071, ['cross'])
 
-    Reference: Lou et al. 2025 (arXiv 2502.17514), and `cosimilarity.py` of the released code.
+    As in Lou et al. 2025 (arXiv 2502.17514), and `cosimilarity.py` of the released code.
     """
     if not 1 <= pairs <= min_each or 2 * min_each > top_tokens:
         raise ValueError(

@@ -51,7 +51,7 @@ def score_samples(
         >>> score_samples(tokens, weights).round(decimals=3).tolist()
         [1.0, 0.0]
 
-    Reference: Lou et al. 2025 (arXiv 2502.17514); the set of co-occurring latents as in the released code.
+    As in Lou et al. 2025 (arXiv 2502.17514); the set of co-occurring latents as in the released code.
     """
     _require("method", method, METHODS)
     _require("over", over, OVER)
@@ -145,7 +145,7 @@ def keep_best(scores: Tensor, share: float) -> Tensor:
         >>> keep_best(torch.tensor([0.1, 0.9, 0.5, 0.9]), 0.5).tolist()
         [1, 3]
 
-    Reference: Lou et al. 2025 (arXiv 2502.17514)
+    As in Lou et al. 2025 (arXiv 2502.17514).
     """
     scores = torch.as_tensor(scores)
     if scores.ndim != 1 or not len(scores) or scores.isnan().any():
@@ -197,7 +197,7 @@ def score_patches(
         >>> score_patches(tokens, weights, (1, 2)).round(decimals=3).tolist()
         [[[1.0, 0.0]]]
 
-    Reference: Lou et al. 2025 (arXiv 2502.17514)
+    As in Lou et al. 2025 (arXiv 2502.17514).
     """
     _require("method", method, PATCH_METHODS)
     _require_fit(tokens, weights)
@@ -278,7 +278,7 @@ def keep_patches(image: Tensor, scores: Tensor, q: float, fill: float = 0.0) -> 
         >>> keep_patches(torch.ones(1, 2, 4), torch.tensor([[0.2, 0.7]]), 0.5)[0].tolist()
         [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
 
-    Reference: Lou et al. 2025 (arXiv 2502.17514)
+    As in Lou et al. 2025 (arXiv 2502.17514).
     """
     fits = image.ndim in (3, 4) and scores.shape[:-2] == image.shape[:-3] and scores.ndim == image.ndim - 1
     if not fits or any(side % cells for side, cells in zip(image.shape[-2:], scores.shape[-2:], strict=True)):
