@@ -120,13 +120,21 @@ def test_the_strongest_codes_of_a_token():
 
 def test_one_dictionary_for_both_finds_all_three_kinds_of_atoms():
     """Planted atoms of both modalities, of images alone and of texts alone; a dictionary of texts knows no images."""
-    pairs = planted_pairs(d=24, n_shared=12, n_private=8, k=2, private_k=1, seed=3)
+    pairs = planted_pairs(d=32, n_shared=12, n_private=8, k=2, private_k=1, seed=3)
     images, texts, _ = pairs.sample(6000)
-    recipe = {"k": 3, "n_latents": 56, "steps": 500, "batch_size": 512, "lr": 5e-3, "progress": False, "b_dec_init": "none"}
+    recipe = {
+        "k": 3,
+        "n_latents": 56,
+        "steps": 500,
+        "batch_size": 512,
+        "lr": 5e-3,
+        "b_dec_init": "none",
+        "progress": False,
+    }
     joint, of_texts = train(torch.cat([images, texts]), "topk", **recipe), train(texts, "topk", **recipe)
     found = (pairs.image_atoms @ F.normalize(joint.atoms, dim=1).T).amax(1)
     for owner in (0, 1, 2):
-        assert found[pairs.owner == owner].mean() >= 0.95
+        assert found[pairs.owner == owner].min() >= 0.95
     unseen, unread, _ = pairs.sample(1000, part=1)
     error = {name: [float((x - sae.reconstruct(x)).square().sum() / (x - x.mean(0)).square().sum())
                     for x in (unseen, unread)] for name, sae in (("joint", joint), ("texts", of_texts))}  # fmt: skip
@@ -136,7 +144,7 @@ def test_one_dictionary_for_both_finds_all_three_kinds_of_atoms():
     kind = cross_modal_weights([tokens], 56).kind
     best = (pairs.image_atoms @ joint.atoms.T).argmax(1)
     for owner, name in ((0, "image"), (1, "text"), (2, "cross")):
-        assert (kind[best[pairs.owner == owner]] == name).mean() >= 0.75
+        assert (kind[best[pairs.owner == owner]] == name).all()
 
 
 def test_what_cannot_be_tokens_is_refused():

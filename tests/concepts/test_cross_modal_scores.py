@@ -118,7 +118,11 @@ def test_two_images_in_a_sample_newlines_and_copies_at_a_higher_resolution():
     codes = Codes(torch.arange(9), torch.tensor(latents), torch.full((9,), 2.0), 9, 3)
     tokens = SampleTokens(codes, torch.ones(9, 2), modality, torch.tensor([5, 5, 5, 5, 5, 8, 8, 5, 8]))
     weights = cross_modal_weights([tokens], 3, top_tokens=2, pairs=1, min_each=1)
-    assert weights.kind.tolist() == ["undetermined", "image", "dead"] or weights.kind[2] == "dead"
+    assert weights.kind.tolist() == [
+        "image",
+        "image",
+        "dead",
+    ]  # ties: the two strongest of latent 0 come first in its sample
     maps = score_patches(tokens, weights, (1, 2), "l1")
     assert maps.shape == (3, 1, 2)  # two of sample 5, one of sample 8
     cells = torch.tensor([0, 1, -1, 0, 1, 0, 1, -1, -1])
@@ -137,7 +141,9 @@ def test_patches_follow_positions_not_the_order_in_memory(mixed):
     data, weights = mixed
     rows = (data.tokens.sample < 5).nonzero()[:, 0]
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
-    codes = Codes(torch.arange(len(rows)), data.tokens.codes.latents[rows], data.tokens.codes.values[rows], len(rows), M)
+    codes = Codes(
+        torch.arange(len(rows)), data.tokens.codes.latents[rows], data.tokens.codes.values[rows], len(rows), M
+    )
     some = SampleTokens(codes, data.tokens.hidden[rows], *(getattr(data.tokens, name)[rows]
                         for name in ("modality", "sample", "position")))  # fmt: skip
     whole = score_patches(data.tokens, weights, GRID)
