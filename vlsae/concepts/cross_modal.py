@@ -165,8 +165,8 @@ def cross_modal_weights(
     Args:
         batches: `SampleTokens`, every token once.
         n_latents: `m`, of the dictionary.
-        top_tokens: strongest tokens kept a latent; only positive activations count. The paper's 30 suits streams with about
-            as many texts as images; where image tokens are many times more, raise it, or most lists hold images alone.
+        top_tokens: strongest tokens kept a latent, 30 in the paper; only positive activations count. Where image tokens are
+            many times more than text tokens, few latents have enough of both among 30.
         pairs: tokens of each modality that are compared, 1 to `min_each`.
         min_each: tokens of each modality that a latent must have, at most `top_tokens / 2`.
 
