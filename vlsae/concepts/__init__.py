@@ -1,13 +1,15 @@
 """What a latent means: one-pass statistics, reference images, names; and what follows where a concept is changed."""
 
 from vlsae.concepts.classifier import ConceptGap, StrengthCurve, concept_effects, concept_gap, strength_curve
+from vlsae.concepts.coactivation import CoActivations, co_activations
+from vlsae.concepts.hierarchy import Forest, concept_forest, forest_of
 from vlsae.concepts.naming import LatentName, WordMatch, match_words, name_latents
 from vlsae.concepts.search import ConceptGallery, Similar
 from vlsae.concepts.statistics import LatentStatistics, latent_statistics
 from vlsae.concepts.strengths import concept_directions, with_strengths
 
 __all__ = [
-    "ConceptGallery", "ConceptGap", "LatentName", "LatentStatistics", "Similar", "StrengthCurve", "WordMatch",
-    "concept_directions", "concept_effects", "concept_gap", "latent_statistics", "match_words", "name_latents",
-    "strength_curve", "with_strengths",
+    "CoActivations", "ConceptGallery", "ConceptGap", "Forest", "LatentName", "LatentStatistics", "Similar",
+    "StrengthCurve", "WordMatch", "co_activations", "concept_directions", "concept_effects", "concept_forest",
+    "concept_gap", "forest_of", "latent_statistics", "match_words", "name_latents", "strength_curve", "with_strengths",
 ]  # fmt: skip
