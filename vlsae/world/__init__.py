@@ -1,10 +1,12 @@
 """The embedded default: scenes with known truth, the tiny CLIP trained on them, planted dictionaries and trees."""
 
 from vlsae.world.captions import concepts
+from vlsae.world.hierarchy import ConceptHierarchy, concept_hierarchy
 from vlsae.world.layout import Layout, SceneObject, SceneOptions, is_held_out
 from vlsae.world.scenes import Scene, Scenes, counterfactual, scenes
 
 __all__ = [
+    "ConceptHierarchy",
     "ConceptTree",
     "Planted",
     "PlantedPairs",
@@ -13,6 +15,7 @@ __all__ = [
     "SceneObject",
     "SceneOptions",
     "Scenes",
+    "concept_hierarchy",
     "concept_tree",
     "concepts",
     "counterfactual",
