@@ -139,9 +139,9 @@ class _Split:
         truth = y.cpu().numpy() == 1
         if min(truth.sum(), (~truth).sum()) < 2:
             raise ValueError(f"{truth.sum()} of {len(truth)} labels are positive; a probe needs two of either kind.")
-        active = codes[codes != 0].double()
-        scale = float(active.square().mean().sqrt()) if len(active) else 1.0
-        z = codes.detach().double().cpu().numpy() / scale
+        z = codes.detach().double().cpu().numpy()
+        active = z[z != 0]
+        z = z / (np.sqrt(np.mean(active**2)) if len(active) else 1.0)
         rows = np.arange(len(z))
         fit = test = rows
         if held_out:
