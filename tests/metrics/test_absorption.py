@@ -1,5 +1,6 @@
 """Absorption on the toy of arXiv 2409.14507: by hand, where every number is known, and trained."""
 
+import itertools
 import math
 
 import pytest
@@ -100,7 +101,7 @@ def test_the_cost_falls_with_absorption():
     both, alphas = FEATURES[:1] + FEATURES[1:2], [i / 20 for i in range(21)]
     costs = [_by_hand(alpha).encode(both).sum().item() for alpha in alphas]
     assert costs == pytest.approx([1 - a + math.sqrt(1 + a**2) for a in alphas], abs=1e-12)
-    assert all(later < earlier for earlier, later in zip(costs, costs[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(costs))
     assert (costs[0], costs[-1]) == pytest.approx((2.0, math.sqrt(2.0)), abs=1e-12)
     assert [(_by_hand(a).encode(both) > 1e-8).sum().item() for a in (0.0, 0.5, 1.0)] == [2, 2, 1]
 
