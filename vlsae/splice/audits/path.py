@@ -193,15 +193,20 @@ def _default_grid(x: sparse.csr_matrix, numbers: np.ndarray, n: int) -> list[flo
     return list(1.2 / max(steepest, 1e-12) * np.geomspace(1.0, 250.0, 10))
 
 
-def _fit(x: sparse.csr_matrix, numbers: np.ndarray, n: int, c: float, solver: str, max_iter: int, seed: int):
-    """`[n, T]` coefficients of the scaled columns and `[n]` intercepts."""
+def l1_logistic(C: float, solver: str, max_iter: int, seed: int):
+    """scikit-learn's logistic regression that minimises `||w||_1 + C sum_n loss_n`, not yet fitted."""
     from sklearn.linear_model import LogisticRegression
 
     # scikit-learn 1.8 renamed penalty="l1" to l1_ratio=1.
     penalty = {"penalty": "l1"} if getattr(LogisticRegression(), "penalty", "") == "l2" else {"l1_ratio": 1.0}
-    model = LogisticRegression(
-        C=c, solver=solver, max_iter=max_iter, random_state=seed, intercept_scaling=INTERCEPT_SCALING, **penalty
+    return LogisticRegression(
+        C=C, solver=solver, max_iter=max_iter, random_state=seed, intercept_scaling=INTERCEPT_SCALING, **penalty
     )
+
+
+def _fit(x: sparse.csr_matrix, numbers: np.ndarray, n: int, c: float, solver: str, max_iter: int, seed: int):
+    """`[n, T]` coefficients of the scaled columns and `[n]` intercepts."""
+    model = l1_logistic(c, solver, max_iter, seed)
     if n == 2:
         model.fit(x, numbers)
         return np.concatenate([-model.coef_, model.coef_]), np.concatenate([-model.intercept_, model.intercept_])
