@@ -17,6 +17,7 @@ from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model
 from vlsae.concepts.naming import LatentName, name_latents
 from vlsae.concepts.statistics import LatentStatistics, latent_statistics
+from vlsae.demo_hierarchy import HierarchyResult, concept_tree_of_scenes
 from vlsae.demo_pairs import PairsResult, images_and_captions
 from vlsae.demo_words import WordsResult, words_in_scenes
 from vlsae.dictionaries.base import Dictionary
@@ -48,6 +49,7 @@ class DemoResult:
         labelled: of the latents on single-object scenes, with label entropy and spread.
         localisation: per method, how well its best column localises each object.
         words: the held-out scenes and the latents in words, by SpLiCE.
+        hierarchy: a forest over the latents of a nested dictionary.
         pairs: the held-out scenes and their captions in the concepts of one dictionary.
         metrics: every score by name.
         seconds: time of each stage.
@@ -63,6 +65,7 @@ class DemoResult:
     labelled: LatentStatistics
     localisation: dict[str, Localisation]
     words: WordsResult
+    hierarchy: HierarchyResult
     pairs: PairsResult
     metrics: dict[str, Metric]
     seconds: dict[str, float]
@@ -137,13 +140,19 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
     words = words_in_scenes(model, dictionary, draws["test"], embeddings, stores["train"].mean())
     metrics |= words.metrics
     lap("words")
+    hierarchy = concept_tree_of_scenes(
+        model, (stores["train"], stores["test"]), draws["test"], _vocabulary(), out / "nested", seed=seed,
+        progress=progress, **{**RECIPE, **recipe},
+    )  # fmt: skip
+    metrics |= hierarchy.metrics
+    lap("tree")
     pairs = images_and_captions(model, (draws["train"], draws["test"]), (stores["train"].embeddings(), embeddings),
                                 out / "pairs", seed=seed, progress=progress,
                                 **{name: recipe[name] for name in ("steps",) if name in recipe})  # fmt: skip
     metrics |= pairs.metrics
     lap("pairs")
     result = DemoResult(out, model, dictionary, names, draws["test"], stores["test"], statistics, labelled,
-                        localisation, words, pairs, metrics, seconds)  # fmt: skip
+                        localisation, words, hierarchy, pairs, metrics, seconds)  # fmt: skip
     text = json.dumps({name: metric.as_dict() for name, metric in metrics.items()}, indent=1)
     (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
     from vlsae.report.demo import write_demo_report
@@ -153,11 +162,14 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
     return result
 
 
-def _names(model, dictionary, store, embeddings, statistics) -> list[LatentName]:
+def _vocabulary() -> list[str]:
     kinds = concepts()
-    vocabulary = [w for kind in ("object", "color", "background", "texture", "size") for w in kinds[kind]]
+    return [w for kind in ("object", "color", "background", "texture", "size") for w in kinds[kind]]
+
+
+def _names(model, dictionary, store, embeddings, statistics) -> list[LatentName]:
     return name_latents(
-        model, dictionary, vocabulary, mean=store.mean(), image_embeddings=embeddings,
+        model, dictionary, _vocabulary(), mean=store.mean(), image_embeddings=embeddings,
         top_images=statistics.top_images, top_values=statistics.top_image_values,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 
 from vlsae import __version__
 from vlsae.report.cards import latent_cards
+from vlsae.report.demo_hierarchy import hierarchy_section
 from vlsae.report.demo_pairs import pairs_section
 from vlsae.report.demo_words import words_section
 from vlsae.report.figures import METHODS, latent_scatter, localisation_curves
@@ -35,6 +36,10 @@ LABELS = {
     "dead": "Dead latents",
     "words_recall": "SpLiCE: objects among the top 8 words",
     "words_precision": "SpLiCE: top 8 words that are true",
+    "tree_ancestor_precision": "Concept tree: pairs (ancestor, descendant) that are true",
+    "tree_ancestor_recall": "Concept tree: true pairs found",
+    "tree_ancestor_f1": "Concept tree: F1 of pairs",
+    "tree_tree_distance": "Concept tree: rank correlation of distances",
     "pairs_same_latent": "VL-SAE: words whose latent is the same in images and alone",
     "pairs_translated": "VL-SAE: words translated",
     "pairs_code_iou": "VL-SAE: overlap of an image's and its caption's codes",
@@ -62,6 +67,7 @@ def write_demo_report(result: DemoResult) -> Path:
         _localisation(result),
         _statistics(result),
         words_section(result),
+        hierarchy_section(result.hierarchy, result.test),
         pairs_section(result.pairs),
         _all_scores(result),
         _worst(result),
