@@ -152,7 +152,7 @@ def test_effects_behind_a_transform_are_in_the_units_of_the_activations():
         3 * torch.randn(64, 6, generator=torch.Generator().manual_seed(0)) + 1, "relu", n_latents=8, steps=2, l1=0.01,
         batch_size=32, progress=False, input_transform="standardise",
     )  # fmt: skip
-    x, w = torch.randn(10, 6), torch.arange(6.0)
+    x, w = torch.randn(10, 6, generator=torch.Generator().manual_seed(1)), torch.arange(6.0)
     z = sae.encode(x).detach()
     one = torch.zeros_like(z)
     one[:, 3] = z[:, 3]
