@@ -50,7 +50,6 @@ def _scores(result: HierarchyResult) -> str:
     ]
     return paragraph(
         "Against the truth: a latent for each of the scenes' groups and objects, by correlation with its presence; then pairs "
-        "(ancestor, descendant) of these in the forest and in the true hierarchy, group over object. Far above trees at "
-        "random, and far from the truth: most latents of an object stand under what it looks like, not under its group, "
-        "which the pictures do not show."
+        "(ancestor, descendant) of these in the forest and in the true hierarchy, group over object. Trees at random "
+        "stand beside; the whole truth would be 1."
     ) + table(["score", "n", "ours", "random parents", "nodes shuffled"], rows)
