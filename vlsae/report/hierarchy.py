@@ -43,11 +43,7 @@ def concept_tree(
         ValueError: for statistics or names of another number of latents.
 
     Example:
-        >>> from vlsae.concepts.hierarchy import Forest
-        >>> from vlsae.concepts.statistics import latent_statistics
-        >>> from vlsae.dictionaries.relu import ReLUDictionary
-        >>> import torch
-        >>> found = latent_statistics(ReLUDictionary(4, 3), torch.randn(6, 2, 4), progress=False)
+        >>> found = LatentStatistics(n_latents=3, n_classes=0, n_top=2)
         >>> concept_tree(Forest.of_parents([-1, -1, -1]), found, lambda i: Image.new("RGB", (8, 8)))
         '<p>No latent has a parent.</p>'
     """
