@@ -9,6 +9,9 @@ from vlsae.concepts.hierarchy import Forest, concept_forest, forest_of, prefix_l
 from vlsae.dictionaries.base import Codes
 from vlsae.dictionaries.nested_dictionary import NestedDictionaryMatryoshka
 from vlsae.dictionaries.relu import ReLUDictionary
+from vlsae.metrics.matching import best_partners
+from vlsae.metrics.tree_recovery import tree_recovery
+from vlsae.training import train
 from vlsae.world import concept_hierarchy, concept_tree, scenes
 
 LOOSE = {"min_lift": 0, "min_count": 1}
@@ -175,3 +178,28 @@ def test_a_dictionary_that_saw_nothing_is_all_roots():
     forest = concept_forest(NestedDictionaryMatryoshka(4, 6, k=2, prefixes=[2, 6]), torch.zeros(0, 4))
     assert forest.roots.tolist() == list(range(6))
     assert forest.levels.tolist() == prefix_levels(NestedDictionaryMatryoshka(4, 6, k=2, prefixes=[2, 6])).tolist()
+
+
+# ---- a trained dictionary --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_nested_dictionary_shows_the_planted_tree_and_a_flat_one_has_absorbed_it(seed):
+    """F1 of pairs (ancestor, descendant) after 1,500 steps: nested .53, .30 (seed 2: .57), random trees .02 to .05, flat 0.
+
+    It depends on the recipe: at a third of the learning rate the flat one reaches .18 to .57, the nested one .21 to .59.
+    """
+    tree = concept_tree()
+    x, _ = tree.sample(20_000)
+    held, z = tree.sample(5_000, part=1)
+    common = {"n_latents": 20, "steps": 1500, "batch_size": 512, "lr": 3e-3, "seed": seed, "progress": False}
+    found = {}
+    for family, own in {"nested_dictionary": {"k": 2, "prefixes": [11, 20]}, "relu": {"target_l0": 1.2}}.items():
+        sae = train(x, family, **common, **own)
+        forest = concept_forest(sae, held)
+        found[family] = tree_recovery(forest.parent, tree.parent, best_partners(z, sae.encode(held)).numpy())[
+            "ancestor_f1"
+        ]
+    assert found["nested_dictionary"].value > 0.25
+    assert found["nested_dictionary"].value > 4 * found["nested_dictionary"].baselines["random"]
+    assert found["relu"].value < 0.1
