@@ -7,6 +7,7 @@ over its patches, and images are alike by the words that are true of them: the j
 import argparse
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -15,6 +16,7 @@ from vlsae.dictionaries.projection import ProjectionDictionary
 from vlsae.metrics.monosemanticity import monosemanticity
 from vlsae.metrics.reconstruction import reconstruction
 from vlsae.world import concepts, scenes
+from vlsae.world.clip_data import WORD_INDEX, presence
 
 KINDS = ("object", "color", "background", "texture")
 LAYERS = ("vision.1.resid_post", "vision.-2.resid_post", "vision.-1.resid_post")
@@ -28,9 +30,8 @@ FAMILIES = {
 
 def true_words(drawn) -> torch.Tensor:
     """Unit vectors of the words true of each scene, less their mean: words that are nearly always true make nothing alike."""
-    words = [word for kind in KINDS for word in concepts()[kind]]
-    there = [{word for kind in KINDS for word in scene.labels[kind]} for scene in drawn]
-    present = torch.tensor([[word in known for word in words] for known in there]).float()
+    columns = [WORD_INDEX[word] for kind in KINDS for word in concepts()[kind]]
+    present = torch.from_numpy(np.stack([presence(scene.labels) for scene in drawn])[:, columns]).float()
     return F.normalize(present - present.mean(0), dim=1)
 
 

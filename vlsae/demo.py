@@ -147,7 +147,7 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
     metrics |= hierarchy.metrics
     lap("tree")
     pairs = images_and_captions(model, (draws["train"], draws["test"]), (stores["train"].embeddings(), embeddings),
-                                out / "pairs", seed=seed, progress=progress,
+                                _vocabulary(), out / "pairs", seed=seed, progress=progress,
                                 **{name: recipe[name] for name in ("steps",) if name in recipe})  # fmt: skip
     metrics |= pairs.metrics
     lap("pairs")

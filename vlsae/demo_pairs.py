@@ -18,11 +18,11 @@ from vlsae.metrics.matching import best_partners, correlations
 from vlsae.metrics.paired_activation import activation_consistency
 from vlsae.metrics.result import Metric
 from vlsae.training.loop import train
-from vlsae.world import Scenes, concepts
+from vlsae.world import Scenes
+from vlsae.world.clip_data import WORD_INDEX, presence
 
 RECIPE = {"n_latents": 512, "k": 8, "steps": 600, "batch_size": 256, "lr": 3e-3, "decay": 0.5}
 PAIRED = {"objectives": "reconstruction,cross_reconstruction"}
-KINDS = ("object", "color", "background", "texture", "size")
 OURS = "VL-SAE, pairs used"
 ONE_EACH = "one dictionary each, matched"
 
@@ -53,7 +53,7 @@ class PairsResult:
 
 
 def images_and_captions(
-    model: Backbone, drawn: tuple[Scenes, Scenes], embeddings: tuple[Tensor, Tensor], out: Path,
+    model: Backbone, drawn: tuple[Scenes, Scenes], embeddings: tuple[Tensor, Tensor], words: list[str], out: Path,
     *, seed: int = 0, progress: bool = True, **recipe,
 ) -> PairsResult:  # fmt: skip
     """Train VL-SAE and what it is compared with on scenes and their captions, and translate words with each.
@@ -61,6 +61,7 @@ def images_and_captions(
     Args:
         model: the embedded one.
         drawn: scenes to train on, and held-out ones; embeddings: of their images, `[scenes, e]` each.
+        words: to translate.
         out: folder of the dictionaries.
         seed: of weights and order; progress: show progress bars; recipe: fields of `TrainConfig` to replace.
 
@@ -69,9 +70,8 @@ def images_and_captions(
     """
     captions = [[scene.caption for scene in part] for part in drawn]
     texts, held_out = (model.encode_text(part).cpu() for part in captions)
-    words = [word for kind in KINDS for word in concepts()[kind]]
-    there = [{word for kind in KINDS for word in scene.labels[kind]} for scene in drawn[1]]
-    labels = torch.tensor([[word in present for word in words] for present in there])
+    columns = [WORD_INDEX[word] for word in words]
+    labels = torch.from_numpy(np.stack([presence(scene.labels) for scene in drawn[1]])[:, columns] > 0)
     own = {**RECIPE, "seed": seed, "progress": progress, **recipe}
     rows = embeddings[1].cpu(), held_out, model.encode_text(words).cpu()
     codes = _codes(embeddings[0].cpu(), texts, rows, out, own)
