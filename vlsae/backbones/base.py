@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from typing import Any
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from vlsae.backbones.head import Head, LinearHead
+from vlsae.backbones.hooks import Edit, hooked
 from vlsae.backbones.site import Site
 from vlsae.images.decode import to_rgb
 from vlsae.images.geometry import Geometry
 
-Edit = Callable[[Tensor], Tensor]
 DEFAULT_TEMPLATES = ("a photo of a {}",)
 ATTENTION_NAMES = ("attn", "self_attn", "attention")
 
@@ -44,7 +45,7 @@ def find_blocks(tower: nn.Module) -> nn.Module:
 class Backbone:
     """A vision model, often with a text tower, behind one small set of methods.
 
-    Sub-classes set the attributes and the five methods below the line; everything else is shared.
+    Sub-classes set the attributes and the methods below the line; everything else is shared.
 
     Attributes:
         model: the underlying module, in evaluation mode.
@@ -87,6 +88,16 @@ class Backbone:
     def readout(self, tokens: Tensor) -> Tensor:
         """Vision tokens `[N, d]` through the final norm and projection: `[N, e]`, comparable with text embeddings."""
         raise NotImplementedError
+
+    def token_embedding(self) -> nn.Embedding:
+        """The text tower's table of token embeddings, before positions are added."""
+        raise NotImplementedError
+
+    def pre_norm(self) -> nn.Module:
+        """What the vision tower does to its tokens between the embedding and the first block."""
+        return nn.Identity()
+
+    # ---- read-out ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def readout_directions(self, atoms: Tensor, mean: Tensor, step: float | None = None) -> Tensor:
@@ -200,11 +211,13 @@ class Backbone:
         self._require("text")
         if isinstance(texts, str):
             raise ValueError(f"encode_text was given the string {texts!r}; give a list of strings.")
-        parts = [
-            self._pooled("text", self.forward_text(self.tokenize(list(texts[i : i + batch_size]))))
-            for i in range(0, len(texts), batch_size)
-        ]
+        parts = [self.forward_texts(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
         return F.normalize(torch.cat(parts).float(), dim=-1)
+
+    def forward_texts(self, texts: Any) -> Tensor:
+        """Embeddings `[B, e]` of strings or of what `tokenize` gave, not normalised, with gradients and pooled edits."""
+        tokens = self.tokenize(list(texts)) if isinstance(texts, (list, tuple)) else texts
+        return self._pooled("text", self.forward_text(tokens))
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
         """One unit text embedding a class, `[C, e]`: the mean over templates of unit embeddings, normalised again."""
@@ -219,8 +232,11 @@ class Backbone:
             class_names: the words to choose among.
             templates: prompts with one `{}`.
         """
-        scores = self.encode_image(images) @ self.classifier(class_names, templates).T
-        return (self.logit_scale * scores).softmax(-1)
+        return self.head(class_names, templates)(self.encode_image(images)).softmax(-1)
+
+    def head(self, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Head:
+        """What turns image embeddings into logits of these classes; an adapted model may have another kind."""
+        return LinearHead(self.classifier(class_names, templates), self.logit_scale)
 
     # ---- capture and edit ----------------------------------------------------------------------------------------
 
@@ -262,36 +278,21 @@ class Backbone:
             finally:
                 edits.remove((site.tower, fn))
             return
-        module, is_input = self._place(site)
-        swap = self.sequence_first(site.tower)
 
-        def apply(value):
-            """Edit the tensor inside whatever container the module uses."""
-            if isinstance(value, (tuple, list)):
-                return type(value)([apply(value[0]), *value[1:]])
-            tokens = value.transpose(0, 1) if swap else value
+        def checked(tokens: Tensor) -> Tensor:
             changed = fn(tokens)
-            if changed is tokens:
-                return value
             if changed.shape != tokens.shape and not (site.is_whole and changed.shape[1:] == tokens.shape[1:]):
                 raise ValueError(f"The edit at {site} returned {tuple(changed.shape)}; return {tuple(tokens.shape)}.")
-            changed = changed.to(value.dtype)
-            return changed.transpose(0, 1) if swap else changed
+            return changed
 
-        def before(_module, args, kwargs):
-            if args:
-                return apply(args), kwargs
-            name = next(iter(kwargs))
-            return args, {**kwargs, name: apply(kwargs[name])}
-
-        if is_input:
-            handle = module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(lambda _m, _args, output: apply(output), prepend=True)
-        try:
+        with self.rewrite(site, checked):
             yield
-        finally:
-            handle.remove()
+
+    def rewrite(self, site: str | Site, fn: Edit):
+        """`edit` for a site inside the blocks, with `fn` free to change the number of tokens."""
+        site = Site.parse(site)
+        module, is_input = self._place(site)
+        return hooked(module, fn, is_input=is_input, sequence_first=self.sequence_first(site.tower))
 
     def _pooled(self, tower: str, embedding: Tensor) -> Tensor:
         for name, fn in self.__dict__.get("_pooled_edits", []):

@@ -66,6 +66,12 @@ class HuggingFaceBackbone(Backbone):
     def tower(self, name: str) -> nn.Module:
         return self.vision if name == "vision" else self.model.text_model
 
+    def token_embedding(self) -> nn.Embedding:
+        return self.model.text_model.embeddings.token_embedding
+
+    def pre_norm(self) -> nn.Module:
+        return self.vision.pre_layrnorm if self.kind == "clip" else nn.Identity()
+
     def readout(self, tokens: Tensor) -> Tensor:
         if self.kind == "clip":
             return self.model.visual_projection(self.vision.post_layernorm(tokens))

@@ -73,6 +73,12 @@ class OpenClipBackbone(Backbone):
             return self.visual
         return self.model.text if hasattr(self.model, "text") else self.model.transformer
 
+    def token_embedding(self) -> nn.Embedding:
+        return getattr(self.model, "text", self.model).token_embedding
+
+    def pre_norm(self) -> nn.Module:
+        return self.visual.trunk.norm_pre if self._is_timm else self.visual.ln_pre
+
     def readout(self, tokens: Tensor) -> Tensor:
         if self._is_timm:
             trunk = self.visual.trunk

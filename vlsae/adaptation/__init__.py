@@ -1,0 +1,1 @@
+"""Adapted CLIPs: prompt learners and adapters, trained here or loaded, and what they changed."""
