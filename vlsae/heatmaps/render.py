@@ -123,15 +123,42 @@ def reference_grid(
     Raises:
         ValueError: for no images, or unequal numbers.
     """
-    if not images or len(images) != len(maps):
-        raise ValueError(f"{len(images)} images and {len(maps)} maps were given; give equally many, at least one.")
-    limits, gap = value_range(maps), max(2, side // 24)
-    width = len(images) * (side + gap) - gap
-    canvas = Image.new("RGB", (width, 2 * side + 2 * gap + 30), "white")
-    for i, (image, values) in enumerate(zip(images, maps, strict=True)):
+    return heatmap_rows(images, [maps], side=side, cmap=cmap, label=label)
+
+
+def heatmap_rows(
+    images: Sequence[Image.Image],
+    rows: Sequence[Sequence[np.ndarray]],
+    *,
+    side: int = 128,
+    cmap: str = "magma",
+    label: str = "activation",
+) -> Image.Image:
+    """Images above several rows of heatmaps (one a model, say), all on one scale that is printed below.
+
+    Args:
+        images: originals, best first.
+        rows: each one `[height, width]` map an image.
+        side, cmap, label: as for `reference_grid`.
+
+    Returns:
+        RGB, a row of thumbnails, the rows of heatmaps and the scale.
+
+    Raises:
+        ValueError: for no images or rows, or unequal numbers.
+    """
+    if not images or not rows or any(len(maps) != len(images) for maps in rows):
+        given = " and ".join(str(len(maps)) for maps in rows) or "no"
+        raise ValueError(f"{len(images)} images and {given} maps were given; give equally many, at least one.")
+    limits, gap = value_range([values for maps in rows for values in maps]), max(2, side // 24)
+    width, height = len(images) * (side + gap) - gap, (len(rows) + 1) * (side + gap)
+    canvas = Image.new("RGB", (width, height + 30), "white")
+    for i, image in enumerate(images):
         canvas.paste(thumbnail(image, side), (i * (side + gap), 0))
-        canvas.paste(thumbnail(overlay(image, values, limits, cmap=cmap), side), (i * (side + gap), side + gap))
-    canvas.paste(color_bar(limits, min(width, 3 * side), cmap=cmap, label=label), (0, 2 * side + 2 * gap))
+        for r, maps in enumerate(rows, 1):
+            picture = thumbnail(overlay(image, maps[i], limits, cmap=cmap), side)
+            canvas.paste(picture, (i * (side + gap), r * (side + gap)))
+    canvas.paste(color_bar(limits, min(width, 3 * side), cmap=cmap, label=label), (0, height))
     return canvas
 
 
