@@ -12,7 +12,7 @@ import vlsae
 
 ROOT = Path(vlsae.__file__).parent
 FLOW = ["registry", "atomic", "threads", "onednn", "images", "world", "backbones", "activations", "dictionaries", "training",
-        "splice", "concepts", "heatmaps", "adaptation", "interventions", "metrics", "report", "interop", "demo_words",
+        "splice", "concepts", "heatmaps", "interventions", "metrics", "adaptation", "report", "interop", "demo_words",
         "demo_hierarchy", "demo_pairs", "demo", "evaluate", "cli"]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What adaptation changes in a vision-language model."""
