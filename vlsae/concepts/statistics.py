@@ -91,7 +91,7 @@ class LatentStatistics:
         images, tokens = np.divmod(rows, n_tokens)
         numbers = np.stack([images + first_image, tokens], 1)
         kernels.keep_best(self.top_patch_values, self.top_patches, latents, values, numbers)
-        pairs = _per_image(rows, latents, values, n_tokens, self.n_latents, self.tau)
+        pairs = image_activations(rows, latents, values, n_tokens, self.n_latents, self.tau)
         self.image_count += np.bincount(pairs["latent"][pairs["max"] > 0], minlength=self.n_latents)
         numbers, kept = (pairs["image"] + first_image)[:, None], self.top_images.reshape(*self.top_images.shape, 1)
         kernels.keep_best(self.top_image_values, kept, pairs["latent"], pairs["mean"], numbers)
@@ -199,8 +199,24 @@ class LatentStatistics:
         return result
 
 
-def _per_image(rows, latents, values, n_tokens: int, n_latents: int, tau: float) -> dict[str, np.ndarray]:
-    """One entry for every image and latent that is active in it: count of tokens above tau, mean and maximum."""
+def image_activations(rows, latents, values, n_tokens: int, n_latents: int, tau: float) -> dict[str, np.ndarray]:
+    """Activations of images: one entry for every image and latent that is active in it.
+
+    Args:
+        rows: token numbers, rising; `n_tokens` an image.
+        latents, values: of every code.
+        n_tokens, n_latents: tokens an image, and all latents.
+        tau: threshold of the counts.
+
+    Returns:
+        Parallel arrays "image", "latent", and by aggregator "count" (tokens above tau), "mean" and "max" over all tokens.
+
+    Example:
+        >>> values = np.array([0.5, 0.25], np.float32)
+        >>> one = image_activations(np.array([0, 1]), np.array([3, 3]), values, 2, 4, tau=0.2)
+        >>> one["count"].tolist(), one["mean"].tolist()
+        ([2], [0.375])
+    """
     images, owners, sizes, above, sums, largest = kernels.images_of_codes(
         rows, latents, values, n_tokens, n_latents, tau
     )
