@@ -25,7 +25,7 @@ LEVELS = ("image", "class", "dataset")
 class Aggregates:
     """Activations of images, and their sums over classes and the data set.
 
-    `a_c = sum_{i in c} a_i` and `a_D = sum_i a_i` (arXiv 2412.05276, section 3), so `a_D = sum_c a_c` where every image
+    `a_c = sum_{i in c} a_i` and `a_D = sum_i a_i` (arXiv 2412.05276), so `a_D = sum_c a_c` where every image
     has a class; with the operator "count" all three are exact integers.
 
     Attributes:
@@ -243,7 +243,7 @@ def aggregate(
 ) -> Aggregates:
     """Activations of images under a dictionary, and their sums over classes and the data set.
 
-    `a_i[s] = sum_j 1[h_ij[s] > tau]` over the tokens j of image i (arXiv 2412.05276, section 3), or the mean or the
+    `a_i[s] = sum_j 1[h_ij[s] > tau]` over the tokens j of image i (arXiv 2412.05276), or the mean or the
     maximum of `h_ij[s]` over all tokens. Of codes with both signs, "count" sees those above tau only, so a strongly
     negative code does not count; "mean" lets signs cancel, and "max" is at least 0 wherever a token is silent.
 

@@ -178,7 +178,7 @@ def _summary(level: str, base, adapted, rows: np.ndarray, depth: int, ks: tuple[
     definitions = [TOP_K.format(plural, k) for k in ks] + [RBO.format(plural, p)]
     metrics = [
         Metric(names[i], float(value[i]), n, definitions[i], "Webber, Moffat and Zobel 2010, equation 32" if i == len(ks) else
-               "arXiv 2412.05276, section 5 (as a number)", None, intervals[i],
+               "arXiv 2412.05276 (the overlap as a number)", None, intervals[i],
                {name: float(means[i]) for name, means in baselines.items()})
         for i in range(len(ks) + 1)
     ]  # fmt: skip
