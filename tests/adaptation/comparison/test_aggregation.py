@@ -75,6 +75,11 @@ def test_prompt_tokens_do_not_count(tiny, sae, images, swept):
     assert (a.image != swept["count>0.2"].image).nnz == 0
 
 
+def test_pixels_are_images_too(tiny, sae, images, swept):
+    a = aggregate(tiny, sae, tiny.pixels(list(images)), LABELS, site=SITE, batch_size=4, progress=False)
+    assert (a.image != swept["count>0.2"].image).nnz == 0
+
+
 def test_negative_codes_do_not_count_but_cancel():
     z = torch.tensor([[-3.0], [1.0], [-3.0], [0.0]])
     found = aggregate_codes([(Codes.from_dense(z), 2)], [0, 0], operators=("count", "mean", "max"))

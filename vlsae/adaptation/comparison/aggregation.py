@@ -250,7 +250,7 @@ def aggregate(
     Args:
         model: the backbone; its CLS and patch tokens are read, its prompt and register tokens never.
         dictionary: whose latents.
-        images: sequence of images or scenes.
+        images: sequence of images or scenes, or preprocessed pixels `[I, 3, H, W]`.
         labels: class id of every image, negative for none; ids, since names may occur twice.
         tau: threshold above which a token counts, in the units of the codes.
         operator: "count", "mean" or "max".
@@ -290,7 +290,9 @@ def _codes_of_images(
     kept = [0] if site_read.stream == "pooled" else [i for i, role in enumerate(model.token_roles) if role in ROLES]
     with tqdm(total=len(images), desc="aggregation", unit="image", disable=not progress) as bar:
         for start in range(0, len(images), batch_size):
-            batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
+            stop = min(start + batch_size, len(images))
+            pixels = isinstance(images, torch.Tensor)
+            batch = images[start:stop] if pixels else [images[i] for i in range(start, stop)]
             tokens = model.tokens(batch, site)[:, kept]
             yield dictionary.encode_sparse(tokens.flatten(0, 1).to(dictionary.W_dec.device)), len(batch)
             bar.update(len(batch))
