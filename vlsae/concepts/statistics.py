@@ -152,16 +152,13 @@ class LatentStatistics:
         """Share of a latent's activation that falls on each class, `[classes, n]`; columns sum to 1, or NaN."""
         if aggregator not in AGGREGATORS:
             raise ValueError(f"Unknown aggregator {aggregator!r}; use one of {', '.join(AGGREGATORS)}.")
-        sums = self.class_sums[aggregator]
-        total = sums.sum(0)
-        return np.divide(sums, total, out=np.full_like(sums, np.nan), where=total > 0)
+        return shares_of_classes(self.class_sums[aggregator])
 
     def label_entropy(self, aggregator: str = "mean") -> np.ndarray:
         """`-sum_c p_c ln p_c` of `class_share`, `[n]` in nats: 0 for one class, ln C for all alike; NaN if silent."""
         if self.n_classes == 0:
             return np.full(self.n_latents, np.nan)
-        p = self.class_share(aggregator)
-        return -(p * np.log(np.where(p > 0, p, 1.0))).sum(0)
+        return entropy_of_shares(self.class_share(aggregator))
 
     def label_std(self, aggregator: str = "mean") -> np.ndarray:
         """Standard deviation over classes of the class share, `[n]`: 0 where all classes are alike."""
@@ -197,6 +194,22 @@ class LatentStatistics:
             else:
                 setattr(result, name, value)
         return result
+
+
+def shares_of_classes(class_sums: np.ndarray) -> np.ndarray:
+    """Share of each class in a latent's activation, from sums `[classes, n]`: columns sum to 1, or are NaN if silent."""
+    total = class_sums.sum(0)
+    return np.divide(class_sums, total, out=np.full(class_sums.shape, np.nan), where=total > 0)
+
+
+def entropy_of_shares(share: np.ndarray) -> np.ndarray:
+    """`-sum_c p_c ln p_c` of shares `[classes, n]`, `[n]` in nats.
+
+    Example:
+        >>> entropy_of_shares(np.array([[0.5, 1.0], [0.5, 0.0]])).round(4).tolist()
+        [0.6931, 0.0]
+    """
+    return np.abs((share * np.log(np.where(share > 0, share, 1.0))).sum(0))
 
 
 def image_activations(rows, latents, values, n_tokens: int, n_latents: int, tau: float) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ LEVELS = ("image", "class", "dataset")
 class Aggregates:
     """Activations of images, and their sums over classes and the data set.
 
-    `a_c = sum_{i in c} a_i` and `a_D = sum_i a_i` (arXiv 2412.05276, section 3), so `a_D = sum_c a_c` where every image
+    `a_c = sum_{i in c} a_i` and `a_D = sum_i a_i` (arXiv 2412.05276), so `a_D = sum_c a_c` where every image
     has a class; with the operator "count" all three are exact integers.
 
     Attributes:
@@ -243,14 +243,14 @@ def aggregate(
 ) -> Aggregates:
     """Activations of images under a dictionary, and their sums over classes and the data set.
 
-    `a_i[s] = sum_j 1[h_ij[s] > tau]` over the tokens j of image i (arXiv 2412.05276, section 3), or the mean or the
+    `a_i[s] = sum_j 1[h_ij[s] > tau]` over the tokens j of image i (arXiv 2412.05276), or the mean or the
     maximum of `h_ij[s]` over all tokens. Of codes with both signs, "count" sees those above tau only, so a strongly
     negative code does not count; "mean" lets signs cancel, and "max" is at least 0 wherever a token is silent.
 
     Args:
         model: the backbone; its CLS and patch tokens are read, its prompt and register tokens never.
         dictionary: whose latents.
-        images: sequence of images or scenes.
+        images: sequence of images or scenes, or preprocessed pixels `[I, 3, H, W]`.
         labels: class id of every image, negative for none; ids, since names may occur twice.
         tau: threshold above which a token counts, in the units of the codes.
         operator: "count", "mean" or "max".
@@ -290,7 +290,9 @@ def _codes_of_images(
     kept = [0] if site_read.stream == "pooled" else [i for i, role in enumerate(model.token_roles) if role in ROLES]
     with tqdm(total=len(images), desc="aggregation", unit="image", disable=not progress) as bar:
         for start in range(0, len(images), batch_size):
-            batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
+            stop = min(start + batch_size, len(images))
+            pixels = isinstance(images, torch.Tensor)
+            batch = images[start:stop] if pixels else [images[i] for i in range(start, stop)]
             tokens = model.tokens(batch, site)[:, kept]
             yield dictionary.encode_sparse(tokens.flatten(0, 1).to(dictionary.W_dec.device)), len(batch)
             bar.update(len(batch))

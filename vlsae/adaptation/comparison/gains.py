@@ -6,7 +6,7 @@ import numpy as np
 
 
 def relative_gain(zero_shot: float | np.ndarray, adapted: float | np.ndarray) -> float | np.ndarray:
-    """The share of the zero-shot errors that adaptation took away, `(a - z) / (100 - z)` (arXiv 2412.05276, section 5).
+    """The share of the zero-shot errors that adaptation took away, `(a - z) / (100 - z)` (arXiv 2412.05276).
 
     Args:
         zero_shot, adapted: accuracies in per cent, 0 to 100.
@@ -36,7 +36,7 @@ def harmonic_mean(base: float | np.ndarray, new: float | np.ndarray) -> float | 
         ValueError: for values outside 0 to 100.
 
     Example:
-        >>> round(harmonic_mean(82.28, 75.14), 2)  # MaPLe's published averages (arXiv 2210.03117, table 3)
+        >>> round(harmonic_mean(82.28, 75.14), 2)  # MaPLe's published averages (arXiv 2210.03117)
         78.55
     """
     b, n = _percentages(base), _percentages(new)

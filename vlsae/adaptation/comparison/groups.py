@@ -33,7 +33,7 @@ def group_latents(base: np.ndarray, adapted: np.ndarray, high: int = 50, low: in
 
     Latents are ranked by the larger of their two activations. High is a value that reaches the one at place `high` of this
     ranking, low one below that at place `low`, or 0. The paper fixes the groups by such cut-offs without giving them exactly
-    (arXiv 2412.05276, section 5); both are parameters here, and a latent between them is in no group.
+    (arXiv 2412.05276); both are parameters here, and a latent between them is in no group.
 
     Args:
         base, adapted: `[n]` activations of the same images, such as rows of `class_means`.

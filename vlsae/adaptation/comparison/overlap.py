@@ -118,9 +118,11 @@ def overlaps(
 ) -> dict[str, Overlap]:  # fmt: skip
     """Overlap of base's and the adapted model's latents at every level, with intervals and baselines.
 
-    Intervals are basic bootstrap intervals (`2 v - q_high` to `2 v - q_low`), since resampling makes close ranks change
-    places and so lowers overlaps: images are drawn with replacement within each class, for both models alike, and classes
-    and data set are ranked again. Baselines: "random", two independent draws among the latents active in either model, in
+    Intervals are bootstrap intervals over images, drawn with replacement within each class for both models alike; classes
+    and data set are ranked again. Noise makes close ranks change places and so lowers overlaps, in the data as in the
+    resamples: an interval reaches as far to both sides as the further of the two percentiles lies from the value. With few
+    images a class the bias remains for rank-biased overlap, whose true value for endless images may lie above.
+    Baselines: "random", two independent draws among the latents active in either model, in
     closed form; "another", the adapted model's next image or class, what is shared without being about the same.
 
     Args:
@@ -172,26 +174,26 @@ def _summary(level: str, base, adapted, rows: np.ndarray, depth: int, ks: tuple[
     if len(rows) > 1:
         others = adapted[np.roll(np.arange(len(rows)), -1)]
         baselines["another"] = _mean(_scores(agreement(base, others, depth), ks, p))
-    intervals = _basic_interval(value, draws)
+    intervals = _interval(value, draws)
     plural = {"image": "images", "class": "classes", "dataset": "the data set"}[level]
     names = [f"top_{k}_overlap_{level}" for k in ks] + [f"rbo_{level}"]
     definitions = [TOP_K.format(plural, k) for k in ks] + [RBO.format(plural, p)]
     metrics = [
         Metric(names[i], float(value[i]), n, definitions[i], "Webber, Moffat and Zobel 2010, equation 32" if i == len(ks) else
-               "arXiv 2412.05276, section 5 (as a number)", None, intervals[i],
+               "arXiv 2412.05276 (the overlap as a number)", None, intervals[i],
                {name: float(means[i]) for name, means in baselines.items()})
         for i in range(len(ks) + 1)
     ]  # fmt: skip
     return Overlap(level, dict(zip(ks, metrics)), metrics[-1], ks, rows[:, :-1], rows[:, -1])
 
 
-def _basic_interval(value: np.ndarray, draws: np.ndarray | None) -> list[tuple[float, float] | None]:
+def _interval(value: np.ndarray, draws: np.ndarray | None) -> list[tuple[float, float] | None]:
     if draws is None:
         return [None] * len(value)
-    low, high = (
-        np.nanquantile(draws, [0.025, 0.975], axis=0) if np.isfinite(value).all() else np.full((2, len(value)), np.nan)
-    )
-    return [(float(a), float(b)) for a, b in zip(np.clip(2 * value - high, 0, 1), np.clip(2 * value - low, 0, 1))]
+    if not np.isfinite(value).all():
+        return [(np.nan, np.nan)] * len(value)
+    half = np.abs(np.nanquantile(draws, [0.025, 0.975], axis=0) - value).max(0)
+    return [(float(a), float(b)) for a, b in zip(np.clip(value - half, 0, 1), np.clip(value + half, 0, 1))]
 
 
 def _resampled_means(

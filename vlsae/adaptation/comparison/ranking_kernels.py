@@ -14,24 +14,29 @@ def _places(values, depth, start, size):
 
     Silent latents, and those with `depth` others above them, get `start = depth`. Returns the number that are active.
     """
-    start[:] = depth
-    size[:] = 1
-    active = np.flatnonzero(values > 0)
-    if len(active) > depth:  # the rest is never looked at, so that only the top is sorted
-        least = np.partition(values[active], len(active) - depth)[len(active) - depth]
-        top = active[values[active] >= least]
-    else:
-        top = active
-    order = top[np.argsort(-values[top])]
+    top, keys, active = np.empty(len(values), np.int64), np.empty(len(values)), 0
+    for s in range(len(values)):
+        start[s], size[s] = depth, 1
+        if values[s] > 0:
+            top[active], keys[active] = s, -values[s]
+            active += 1
+    n = active
+    if active > depth:  # the rest is never looked at, so that only the top is sorted
+        last, n = np.partition(keys[:active], depth - 1)[depth - 1], 0
+        for e in range(active):
+            if keys[e] <= last:
+                top[n], keys[n] = top[e], keys[e]
+                n += 1
+    order = np.argsort(keys[:n])
     begin = 0
-    while begin < len(order):
+    while begin < n:
         end = begin + 1
-        while end < len(order) and values[order[end]] == values[order[begin]]:
+        while end < n and keys[order[end]] == keys[order[begin]]:
             end += 1
         for e in range(begin, end):
-            start[order[e]], size[order[e]] = begin, end - begin
+            start[top[order[e]]], size[top[order[e]]] = begin, end - begin
         begin = end
-    return len(active)
+    return active
 
 
 @compiled
@@ -40,7 +45,8 @@ def _agreement(b, a, depth, shared):
     start_b, size_b = np.empty(len(b), np.int64), np.empty(len(b), np.int64)
     start_a, size_a = np.empty(len(b), np.int64), np.empty(len(b), np.int64)
     n_b, n_a = _places(b, depth, start_b, size_b), _places(a, depth, start_a, size_a)
-    shared[:] = 0.0
+    for d in range(depth + 1):
+        shared[d] = 0.0
     for s in range(len(b)):
         d = max(start_b[s], start_a[s]) + 1
         while d <= depth:
@@ -49,8 +55,9 @@ def _agreement(b, a, depth, shared):
                 break
             shared[d] += share
             d += 1
-        if d <= depth:
-            shared[d:] += 1.0
+        while d <= depth:
+            shared[d] += 1.0
+            d += 1
     return n_b, n_a
 
 
