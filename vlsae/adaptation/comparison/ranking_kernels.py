@@ -14,27 +14,19 @@ def _places(values, depth, start, size):
 
     Silent latents, and those with `depth` others above them, get `start = depth`. Returns the number that are active.
     """
-    top, keys, active = np.empty(len(values), np.int64), np.empty(len(values)), 0
+    found, keys, active = np.empty(len(values), np.int64), np.empty(len(values)), 0
     for s in range(len(values)):
         start[s], size[s] = depth, 1
         if values[s] > 0:
-            top[active], keys[active] = s, -values[s]
+            found[active], keys[active] = s, -values[s]
             active += 1
-    n = active
-    if active > depth:  # the rest is never looked at, so that only the top is sorted
-        last, n = np.partition(keys[:active], depth - 1)[depth - 1], 0
-        for e in range(active):
-            if keys[e] <= last:
-                top[n], keys[n] = top[e], keys[e]
-                n += 1
-    order = np.argsort(keys[:n])
-    begin = 0
-    while begin < n:
+    order, begin = np.argsort(keys[:active]), 0
+    while begin < min(active, depth):
         end = begin + 1
-        while end < n and keys[order[end]] == keys[order[begin]]:
+        while end < active and keys[order[end]] == keys[order[begin]]:
             end += 1
         for e in range(begin, end):
-            start[top[order[e]]], size[top[order[e]]] = begin, end - begin
+            start[found[order[e]]], size[found[order[e]]] = begin, end - begin
         begin = end
     return active
 
