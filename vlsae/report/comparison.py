@@ -46,7 +46,7 @@ def comparison_sections(comparison: Comparison, names: Sequence[str] | None = No
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{value:.1%}"
 
 
 def _tiles(comparison: Comparison) -> str:
@@ -55,12 +55,12 @@ def _tiles(comparison: Comparison) -> str:
     n_changed = len(comparison.changed_latents())
     return tiles(
         [
-            (f"{_percent(gain['base'])} → {_percent(gain['adapted'])}", "accuracy, base → adapted",
+            (f"{100 * gain['base']:.1f} → {100 * gain['adapted']:.1f} %", "accuracy, base → adapted",
              f"{len(comparison.labels):,} images, {len(comparison.class_names)} classes"),
             (f"{100 * gain['latents']:+.1f}", "points through latents that differ",
              f"{100 * gain['remapping']:+.1f} points through what comes after them"),
-            (f"{top.value:.2f}", f"overlap of the top {k} latents of a class",
-             f"random latents {top.baselines['random']:.2f}"),
+            (f"{top.value:.1%}", f"overlap of the top {k} latents of a class",
+             f"random latents {top.baselines['random']:.1%}"),
             (str(n_changed), "latents used more or less",
              f"of {comparison.n_active:,} active ones, at a false discovery rate of 5 %"),
         ]

@@ -21,7 +21,7 @@ MARKS = {"unchanged": ".", "amplified": "^", "weakened": "v", "gained": "P", "lo
 
 def overlap_curves(overlaps: Mapping[str, Overlap]) -> bytes:
     """Top-k overlap at every level over k, with intervals and the random baseline, as PNG."""
-    fig = new_figure(8.4, 4.2)
+    fig = new_figure(9.4, 4.0)
     ax = fig.subplots()
     for level, found in overlaps.items():
         label, color, mark = LEVELS[level]
@@ -37,7 +37,7 @@ def overlap_curves(overlaps: Mapping[str, Overlap]) -> bytes:
     ax.set_xticks(found.ks, [str(k) for k in found.ks])
     ax.minorticks_off()
     ax.set_title("Latents that base and adapted model share; bands: 95 % over images", loc="left", fontsize=11)
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
     clean(ax)
     return png(fig)
 
@@ -88,7 +88,8 @@ def masking_curves(curves: Mapping[tuple[str, str, str], tuple], unmasked: Mappi
             ax.fill_between(ks, low, high, color=color, alpha=0.13, linewidth=0)
         for model, value in unmasked.items():
             ax.axhline(value, color="#1b1f24", linewidth=0.8, linestyle="-" if model == "base" else "--")
-        ax.set(xscale="symlog", xlabel="k, latents " + ("kept" if direction == "on" else "removed"), ylim=(0, 1.03))
+        sizes = [k for ks, *_ in curves.values() for k in ks]
+        ax.set(xscale="symlog", xlim=(min(sizes) and 0.9 * min(sizes), 1.2 * max(sizes)), xlabel="k, latents " + ("kept" if direction == "on" else "removed"), ylim=(0, 1.03))
         ax.set_title(f"Only k latents {'kept' if direction == 'on' else 'removed'}", loc="left", fontsize=11)
         ax.xaxis.set_major_formatter(ScalarFormatter())
         clean(ax)

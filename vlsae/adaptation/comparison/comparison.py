@@ -143,7 +143,7 @@ class Comparison:
         up, down = (int(np.isin(kinds, pair).sum()) for pair in (("gained", "amplified"), ("lost", "weakened")))
         new = int((kinds == "gained").sum())
         words.append(
-            f"Of the {self.settings['k']} latents a class uses most, {top.value:.0%} are the same as before (random latents: "
+            f"Of the {self.settings['k']} latents a class uses most, {top.value:.1%} are the same as before (random latents: "
             f"{top.baselines['random']:.1%}). Over all images {up} latents are used more, of them {new} silent before, "
             f"and {down} less, of {self.n_active:,} active ones."
         )
@@ -262,7 +262,7 @@ def compare(
     if splice is not None and all(isinstance(head, LinearHead) for head in heads):
         words = class_words(splice, base.classifier(names, templates), adapted.classifier(names, templates), names)
     settings = {
-        "base": base.spec, "adapted": adapted.spec, "site": site, "dictionary": repr(dictionary).partition("\n")[0],
+        "base": base.spec, "adapted": adapted.spec, "site": site, "dictionary": f"{dictionary.family}, {dictionary.n_latents} latents",
         "images": len(source), "classes": len(names), "templates": list(templates), "tau": tau, "k": k, "n_boot": n_boot,
         "seed": seed,
     }  # fmt: skip
