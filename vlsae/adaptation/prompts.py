@@ -158,3 +158,16 @@ def width(model: Backbone, tower: str) -> int:
         return model.token_embedding().embedding_dim
     norms = [m for m in model.blocks("vision")[0].modules() if isinstance(m, torch.nn.LayerNorm)]
     return norms[0].normalized_shape[0]
+
+
+def prompt_depth(model: Backbone, depth: int | None) -> int:
+    """How many blocks of both towers have prompts of their own: what is asked for, or 9 (as published) or fewer.
+
+    Raises:
+        ValueError: where a tower has fewer blocks.
+    """
+    blocks = min(len(model.blocks(tower)) for tower in ("vision", "text"))
+    depth = min(9, blocks) if depth is None else depth
+    if not 1 <= depth <= blocks:
+        raise ValueError(f"depth={depth}: {model.spec} can have prompts in 1 to {blocks} blocks of both towers.")
+    return depth
