@@ -79,7 +79,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     files = sorted(p for p in folder.iterdir() if re.search(r"\.(pt|pth|bin|safetensors|tar(-\d+)?)$", p.name))
     if len(files) != 1:
         raise AdaptationError(
-            f"{folder} holds {len(files)} weight files ({', '.join(p.name for p in files[:5]) or 'none'}); give the path of one."
+            f"{folder} has {len(files)} weight files ({', '.join(p.name for p in files[:5]) or 'none'}); give the path of one."
         )
     return read_file(files[0])
 

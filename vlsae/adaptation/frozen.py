@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlsae.adaptation.checkpoint import AdaptationError
 from vlsae.adaptation.layout import Found
+from vlsae.adaptation.prompts import PLACEHOLDER, PromptedTexts
 from vlsae.backbones.base import Backbone
 
 _TOWERS = {  # OpenAI's name of a tower's parts -> Hugging Face's
@@ -98,3 +99,22 @@ def _same(held: Tensor, ours: Tensor, precision: torch.dtype) -> bool:
     if held.shape != ours.shape:
         return False
     return torch.allclose(held, ours.detach().float().cpu(), rtol=max(torch.finfo(precision).eps, 1e-6), atol=1e-7)
+
+
+def require_words(found: Found, base: Backbone, n: int, words: str = "a photo of a") -> None:
+    """Take the class-bound embeddings of a prompt learner, and see that the words after its `n` vectors are as published.
+
+    Raises:
+        AdaptationError: where other words, or none, stand between the vectors and the class name.
+    """
+    found.ignore(r"prompt_learner\.token_prefix")
+    suffix = found.take_all(r"prompt_learner\.(token_suffix)")
+    rest = PromptedTexts(base, [PLACEHOLDER], len(words.split()), words).word_vectors(base)[n:].float().cpu()
+    for embeddings in suffix.values():
+        after = embeddings[:, : len(rest)]
+        if after.shape[1:] != rest.shape or not torch.allclose(after, rest.expand_as(after), rtol=1e-3, atol=1e-4):
+            raise AdaptationError(
+                f"{found.source} was not trained with the words {' '.join(words.split()[n:])!r} between its {n} vectors and the "
+                f"class name (token_suffix differs from {base.spec}'s embeddings of them). Load the CLIP that it was "
+                "trained on; other words are not supported."
+            )
