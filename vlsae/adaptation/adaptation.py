@@ -86,12 +86,23 @@ class Adaptation(nn.Module):
         return F.cross_entropy(self.logits(model, batch), batch.labels)
 
     def after_step(self, step: int, total: int) -> None:
-        """Called after each of `total` steps of the optimiser; averages of weights are kept here."""
+        """Called after each of `total` steps of the optimiser."""
+
+    def after_epoch(self, epoch: int, epochs: int) -> None:
+        """Called after epoch 1, 2, ... `epochs`; averages of weights are kept here."""
 
     def logits(self, model: Backbone, batch: TuningBatch) -> Tensor:
         """Class logits `[B, C]` of a batch, with gradients."""
         found = model.forward_image(batch.pixels) if batch.features is None else self.image(batch.features)
         return self.head(model, batch.class_names, batch.templates)(F.normalize(found, dim=-1))
+
+    @torch.no_grad()
+    def frozen_classifier(self, model: Backbone, batch: TuningBatch) -> Tensor:
+        """The base model's own class embeddings `[C, e]` from a batch's templates, kept for the next batch."""
+        asked = (tuple(batch.class_names), tuple(batch.templates))
+        if self.__dict__.get("_frozen", (None,))[0] != asked:
+            self._frozen = (asked, text_classifier(model.original, *asked))
+        return self._frozen[1]
 
     def require_classes(self, class_names: Sequence[str]) -> None:
         """Raise where a head is bound to other classes than those asked for."""
@@ -114,6 +125,13 @@ def text_classifier(
 def normal(generator_seed: int, *shape: int, std: float = 0.02) -> nn.Parameter:
     """Parameters drawn from N(0, std^2) by their own seed."""
     return nn.Parameter(std * torch.randn(*shape, generator=torch.Generator().manual_seed(generator_seed)))
+
+
+def linear(d_in: int, d_out: int, seed: int) -> nn.Linear:
+    """torch's own random start of a linear map, drawn by its own seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(d_in, d_out)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from vlsae.backbones.base import Backbone
 from vlsae.backbones.hooks import Edit, hooked
 
 PLACEHOLDER = "X"
+WORDS = "a photo of a"  # what most published prompts start from
 
 
 def clean_name(name: str) -> str:
@@ -160,14 +161,14 @@ def width(model: Backbone, tower: str) -> int:
     return norms[0].normalized_shape[0]
 
 
-def prompt_depth(model: Backbone, depth: int | None) -> int:
-    """How many blocks of both towers have prompts of their own: what is asked for, or 9 (as published) or fewer.
+def prompt_depth(model: Backbone, depth: int | None, *towers: str) -> int:
+    """How many blocks of these towers have prompts of their own: what is asked for, or 9 (as published) or fewer.
 
     Raises:
         ValueError: where a tower has fewer blocks.
     """
-    blocks = min(len(model.blocks(tower)) for tower in ("vision", "text"))
+    blocks = min(len(model.blocks(tower)) for tower in towers)
     depth = min(9, blocks) if depth is None else depth
     if not 1 <= depth <= blocks:
-        raise ValueError(f"depth={depth}: {model.spec} can have prompts in 1 to {blocks} blocks of both towers.")
+        raise ValueError(f"depth={depth}: {model.spec} can have prompts in 1 to {blocks} blocks ({', '.join(towers)}).")
     return depth

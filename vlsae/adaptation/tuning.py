@@ -162,6 +162,8 @@ def _tune(adapted: AdaptedBackbone, source, shots: list[tuple[int, int]], class_
             loss.backward()
             optimizer.step()
             adaptation.after_step(step + 1, config.epochs * steps_an_epoch)
+            if (step + 1) % steps_an_epoch == 0:
+                adaptation.after_epoch((step + 1) // steps_an_epoch, config.epochs)
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             bar.update()
 

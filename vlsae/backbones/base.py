@@ -224,6 +224,7 @@ class Backbone:
         total = sum(self.encode_text([template.format(name) for name in class_names]) for template in templates)
         return F.normalize(total, dim=-1)
 
+    @torch.no_grad()
     def zero_shot(self, images, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
         """Class probabilities of images, `softmax(scale * cos(image, class))`, float32 `[N, C]`.
 

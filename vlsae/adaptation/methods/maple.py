@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
-import torch
 from torch import nn
 
-from vlsae.adaptation.adaptation import ADAPTATIONS, Adaptation, normal
-from vlsae.adaptation.prompts import PLACEHOLDER, PromptedTexts, prompt_depth, vision_prompts, width
+from vlsae.adaptation.adaptation import ADAPTATIONS, Adaptation, linear, normal
+from vlsae.adaptation.prompts import PLACEHOLDER, WORDS, PromptedTexts, prompt_depth, vision_prompts, width
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.head import Head, LinearHead
-
-WORDS = "a photo of a"
 
 
 @ADAPTATIONS.register("maple")
@@ -41,16 +38,16 @@ class MaPLe(Adaptation):
 
     def __init__(self, base: Backbone, class_names: Sequence[str] | None = None, *, n_ctx: int = 2, depth: int | None = None,
                  seed: int = 0):  # fmt: skip
-        depth = prompt_depth(base, depth)
+        depth = prompt_depth(base, depth, "vision", "text")
         super().__init__(n_ctx=n_ctx, depth=depth, seed=seed)
         if not 1 <= n_ctx <= len(WORDS.split()):
             raise ValueError(f"n_ctx={n_ctx}; MaPLe's prompts take the places of 1 to 4 words of {WORDS!r}.")
         self.n_prompts = n_ctx
         d_text, d_vision = width(base, "text"), width(base, "vision")
         self.ctx = nn.Parameter(self._texts(base, [PLACEHOLDER]).word_vectors(base).float())
-        self.proj = _linear(d_text, d_vision, seed)
+        self.proj = linear(d_text, d_vision, seed)
         self.compound_prompts_text = nn.ParameterList(normal(seed + i, n_ctx, d_text) for i in range(1, depth))
-        self.compound_prompt_projections = nn.ModuleList(_linear(d_text, d_vision, seed + i) for i in range(1, depth))
+        self.compound_prompt_projections = nn.ModuleList(linear(d_text, d_vision, seed + i) for i in range(1, depth))
 
     def _texts(self, model: Backbone, class_names: Sequence[str]) -> PromptedTexts:
         return PromptedTexts(model, class_names, self.settings["n_ctx"], WORDS)
@@ -62,10 +59,3 @@ class MaPLe(Adaptation):
     def head(self, model: Backbone, class_names: Sequence[str], templates: Sequence[str]) -> Head:
         weight = self._texts(model, class_names).encode(model, self.ctx, list(self.compound_prompts_text))
         return LinearHead(weight, model.logit_scale)
-
-
-def _linear(d_in: int, d_out: int, seed: int) -> nn.Linear:
-    """torch's own random start of a linear map, drawn by a seed of its own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Linear(d_in, d_out)
