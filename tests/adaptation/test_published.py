@@ -45,7 +45,9 @@ def ids(at, context):
 
 
 def written(at, tmp_path, tensors, name="model.pth.tar-5", **more):
-    torch.save({"state_dict": tensors, "epoch": 5, "optimizer": {"lr": 1.0}, "scheduler": None, **more}, tmp_path / name)
+    torch.save(
+        {"state_dict": tensors, "epoch": 5, "optimizer": {"lr": 1.0}, "scheduler": None, **more}, tmp_path / name
+    )
     return tmp_path / name
 
 
@@ -82,6 +84,22 @@ def maple(at, n=2):
 
 def linear(seed, name, at):
     return {f"{name}.weight": drawn(seed, at.vision, at.text) / 4, f"{name}.bias": drawn(seed + 100, at.vision)}
+
+
+def cocoop(at, n=4):
+    e, hidden = at.clip.text_projection.shape[1], at.clip.text_projection.shape[1] // 16
+    net = {"linear1.weight": (hidden, e), "linear1.bias": (hidden,), "linear2.weight": (at.text, hidden),
+           "linear2.bias": (at.text,)}  # fmt: skip
+    net = {f"meta_net.{name}": drawn(40 + i, *shape) for i, (name, shape) in enumerate(net.items())}
+    return {**coop(at, n), **net}
+
+
+def ivlp(at, n=2, v=3):
+    text = {
+        f"text_encoder.transformer.resblocks.{i}.VPT_shallow": drawn(50 + i, n, at.text) for i in range(1, at.depth)
+    }
+    learner = {"ctx": drawn(5, n, at.text), **class_bound(at, n, "a photo of a")}
+    return {**vpt(at, 3, v), **text, **{f"prompt_learner.{k}": value for k, value in learner.items()}}
 
 
 def same_texts(adapted, expected):
@@ -140,6 +158,46 @@ def test_maple(at, tmp_path):
     same_images(at, adapted, oracle.images(at.clip, at.pixels, first, deep))
 
 
+def test_cocoop(tiny_at, tmp_path):
+    """Logits of every image by its own context, computed one by one."""
+    tensors = cocoop(tiny_at)
+    adapted = load_adapted(tiny_at.model, written(tiny_at, tmp_path, tensors))
+    x = tiny_at.model.encode_image(tiny_at.pixels)
+    hidden = (x @ tensors["meta_net.linear1.weight"].T + tensors["meta_net.linear1.bias"]).clamp(min=0)
+    shift = hidden @ tensors["meta_net.linear2.weight"].T + tensors["meta_net.linear2.bias"]
+    expected = [image @ oracle.texts(tiny_at.clip, ids(tiny_at, "X X X X"), tensors["ctx"] + by).T
+                for image, by in zip(x, shift, strict=True)]  # fmt: skip
+    logits = adapted.head(NAMES)(x) / tiny_at.model.logit_scale
+    assert torch.allclose(logits, torch.stack(expected), atol=2e-6)
+
+
+def test_kgcoop_is_coop_with_tensors_that_have_no_effect(tiny_at, tmp_path):
+    tensors = coop(tiny_at, 4)
+    unused = {"bias_vectors": torch.ones(1, 128), "meta_net.linear1.weight": torch.ones(128, 128),
+              "meta_net.linear1.bias": torch.ones(128)}  # fmt: skip
+    adapted = load_adapted(tiny_at.model, written(tiny_at, tmp_path, tensors | unused), position="end")
+    assert adapted.spec == "tiny+kgcoop"
+    same_texts(adapted, oracle.texts(tiny_at.clip, ids(tiny_at, "X X X X"), tensors["ctx"]))
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_ivlp_and_promptsrc(at, tmp_path, teacher):
+    tensors, rest = ivlp(at), frozen(at)
+    if teacher:
+        vision = {k.removeprefix("image_encoder."): v for k, v in rest.items() if k.startswith("image_encoder.")}
+        rest |= {f"prompt_learner.ZS_image_encoder.{k}": v for k, v in vision.items()}
+    adapted = load_adapted(at.model, written(at, tmp_path, {**tensors, **rest}))
+    assert adapted.adaptation.method == ("promptsrc" if teacher else "ivlp")
+    ctx, deep = tensors["prompt_learner.ctx"], [v for k, v in tensors.items() if k.startswith("text_encoder.")]
+    same_texts(adapted, oracle.texts(at.clip, ids(at, "a photo of a"), ctx, deep))
+    shallow, *deep = (v for k, v in tensors.items() if k.startswith("image_encoder."))
+    same_images(at, adapted, oracle.images(at.clip, at.pixels, shallow, deep))
+    if teacher:
+        rest["prompt_learner.ZS_image_encoder.ln_post.bias"] += 1
+        with pytest.raises(AdaptationError, match="ZS_image_encoder.ln_post.bias"):
+            load_adapted(at.model, written(at, tmp_path, {**tensors, **rest}))
+
+
 def change(tensors, name, value=None):
     return {k: v for k, v in tensors.items() if k != name} | ({name: value} if value is not None else {})
 
@@ -157,6 +215,9 @@ def change(tensors, name, value=None):
         (vpt, "image_encoder.proj", torch.ones(3, 3), "another model than tiny: 1 of"),
         (maple, "prompt_learner.proj.bias", None, r"missing \['proj.bias'\]"),
         (maple, "prompt_learner.compound_prompts_text.0", None, "left over .*projections.0.bias"),
+        (cocoop, "meta_net.linear2.bias", None, r"missing \['meta_net.linear2.bias'\]"),
+        (cocoop, "meta_net.linear1.weight", torch.zeros(32, 512), r"\(32, 512\) instead of \(12, 192\)"),
+        (ivlp, "prompt_learner.ctx", None, "lacks the tensor 'prompt_learner.ctx'"),
         (maple, "prompt_learner.token_suffix", torch.zeros(2, 30, 128), "words 'of a'"),
     ],
 )

@@ -20,7 +20,12 @@ _DTYPES = (np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Float16DTyp
            np.dtypes.Int32DType, np.dtypes.BoolDType)  # fmt: skip
 _SCALAR = np.float64(0).__reduce__()[0]  # their constructor, whose module numpy has renamed
 # scores beside the weights are often numpy scalars
-NUMPY_SCALARS = [np.dtype, *_DTYPES, (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar")]
+NUMPY_SCALARS = [
+    np.dtype,
+    *_DTYPES,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+]
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -33,7 +38,9 @@ def read_file(path: Path) -> dict[str, Any]:
         try:
             return dict(load_file(path))
         except (OSError, SafetensorError) as error:
-            raise AdaptationError(f"{path} is no whole safetensors file ({error}); download or write it again.") from error
+            raise AdaptationError(
+                f"{path} is no whole safetensors file ({error}); download or write it again."
+            ) from error
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             held = torch.load(path, map_location="cpu", weights_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlsae.adaptation.checkpoint import AdaptationError
 from vlsae.adaptation.layout import Found
-from vlsae.adaptation.prompts import PLACEHOLDER, PromptedTexts
+from vlsae.adaptation.prompts import PLACEHOLDER, WORDS, PromptedTexts
 from vlsae.backbones.base import Backbone
 
 _TOWERS = {  # OpenAI's name of a tower's parts -> Hugging Face's
@@ -80,7 +80,9 @@ def take_frozen(found: Found, base: Backbone, teacher: str | None = None) -> Non
         k: v for k, v in weights.items() if not k.startswith(("visual.", "token_embedding", "logit_"))
     }
     wanted = {f"image_encoder.{k.removeprefix('visual.')}": v for k, v in places["image_encoder"].items()}
-    wanted |= {f"text_encoder.{k}": v for k, v in places["text_encoder"].items()} | {"logit_scale": weights["logit_scale"]}
+    wanted |= {f"text_encoder.{k}": v for k, v in places["text_encoder"].items()} | {
+        "logit_scale": weights["logit_scale"]
+    }
     if teacher is not None and found.has(re.escape(teacher)):
         wanted |= {f"{teacher}{k.removeprefix('visual.')}": v for k, v in places["image_encoder"].items()}
     if not any(name in found.tensors for name in wanted):
@@ -101,7 +103,7 @@ def _same(held: Tensor, ours: Tensor, precision: torch.dtype) -> bool:
     return torch.allclose(held, ours.detach().float().cpu(), rtol=max(torch.finfo(precision).eps, 1e-6), atol=1e-7)
 
 
-def require_words(found: Found, base: Backbone, n: int, words: str = "a photo of a") -> None:
+def require_words(found: Found, base: Backbone, n: int) -> None:
     """Take the class-bound embeddings of a prompt learner, and see that the words after its `n` vectors are as published.
 
     Raises:
@@ -109,12 +111,12 @@ def require_words(found: Found, base: Backbone, n: int, words: str = "a photo of
     """
     found.ignore(r"prompt_learner\.token_prefix")
     suffix = found.take_all(r"prompt_learner\.(token_suffix)")
-    rest = PromptedTexts(base, [PLACEHOLDER], len(words.split()), words).word_vectors(base)[n:].float().cpu()
+    rest = PromptedTexts(base, [PLACEHOLDER], len(WORDS.split()), WORDS).word_vectors(base)[n:].float().cpu()
     for embeddings in suffix.values():
         after = embeddings[:, : len(rest)]
         if after.shape[1:] != rest.shape or not torch.allclose(after, rest.expand_as(after), rtol=1e-3, atol=1e-4):
             raise AdaptationError(
-                f"{found.source} was not trained with the words {' '.join(words.split()[n:])!r} between its {n} vectors and the "
-                f"class name (token_suffix differs from {base.spec}'s embeddings of them). Load the CLIP that it was "
+                f"{found.source} was not trained with the words {' '.join(WORDS.split()[n:])!r} between its {n} vectors and "
+                f"the class name (token_suffix differs from {base.spec}'s embeddings of them). Load the CLIP that it was "
                 "trained on; other words are not supported."
             )
