@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_images": "vlsae.images.sources",
     "load_model": "vlsae.backbones.load",
+    "load_adapted": "vlsae.adaptation.load",
     "Site": "vlsae.backbones.site",
     "extract": "vlsae.activations.extraction",
     "ActivationStore": "vlsae.activations.reader",
@@ -33,6 +34,7 @@ __all__ = [*_PUBLIC, *_ROOMS, "__version__"]
 if TYPE_CHECKING:
     from vlsae.activations.extraction import extract
     from vlsae.activations.reader import ActivationStore
+    from vlsae.adaptation.load import load_adapted
     from vlsae.backbones.load import load_model
     from vlsae.backbones.site import Site
     from vlsae.concepts.naming import name_latents

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vlsae import __version__
-from vlsae.adaptation.adaptation import ADAPTATIONS
+from vlsae.adaptation.adaptation import ADAPTATIONS, Adaptation
 from vlsae.adaptation.adapted import AdaptedBackbone
 from vlsae.atomic import replacing
 from vlsae.backbones.base import Backbone
@@ -65,9 +68,26 @@ def read_adaptation(base: Backbone, folder: str | Path) -> AdaptedBackbone:
             f"{folder} was made for {facts['base']} (weights {facts['base_hash']}), but {base.spec} has "
             f"{base.weight_hash}; load that model."
         )
-    adaptation = ADAPTATIONS.get(facts["method"])(base, facts["class_names"], **facts["settings"])
-    load_tensors(adaptation, tensors, str(folder))
+    adaptation = build(base, facts["method"], facts["class_names"], facts["settings"], tensors, str(folder))
     return AdaptedBackbone(base, adaptation)
+
+
+def build(
+    base: Backbone, method: str, class_names: Sequence[str] | None, settings: dict[str, Any], tensors: dict[str, Tensor],
+    source: str,
+) -> Adaptation:  # fmt: skip
+    """Make a method by its settings and fill it with its tensors.
+
+    Raises:
+        AdaptationError: where either does not fit the model.
+    """
+    kind = ADAPTATIONS.get(method)
+    try:
+        adaptation = kind(base, class_names, **settings)
+    except ValueError as error:
+        raise AdaptationError(f"{source} holds a {method} that does not fit {base.spec}: {error}") from error
+    load_tensors(adaptation, tensors, source)
+    return adaptation
 
 
 def load_tensors(adaptation, tensors: dict, source: str) -> None:

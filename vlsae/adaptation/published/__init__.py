@@ -1,0 +1,1 @@
+"""One published layout a file; each registers itself under its name."""
