@@ -24,17 +24,21 @@ _PUBLIC = {
     "ModalityMean": "vlsae.splice.means",
     "infer": "vlsae.splice.inference",
     "sweep": "vlsae.training.sweeps",
+    "compare": "vlsae.adaptation.comparison.comparison",
+    "adapt": "vlsae.adaptation.tuning",
     "run_demo": "vlsae.demo",
 }
 _ROOMS = ("world", "images", "backbones", "activations", "dictionaries", "training", "splice", "concepts", "heatmaps",
-          "metrics", "report")  # fmt: skip
+          "metrics", "adaptation", "report")  # fmt: skip
 
 __all__ = [*_PUBLIC, *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
     from vlsae.activations.extraction import extract
     from vlsae.activations.reader import ActivationStore
+    from vlsae.adaptation.comparison.comparison import compare
     from vlsae.adaptation.load import load_adapted
+    from vlsae.adaptation.tuning import adapt
     from vlsae.backbones.load import load_model
     from vlsae.backbones.site import Site
     from vlsae.concepts.naming import name_latents

@@ -13,10 +13,12 @@ import torch
 
 from vlsae.activations.extraction import extract
 from vlsae.activations.reader import ActivationStore
+from vlsae.adaptation.comparison.comparison import Comparison
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model
 from vlsae.concepts.naming import LatentName, name_latents
 from vlsae.concepts.statistics import LatentStatistics, latent_statistics
+from vlsae.demo_adaptation import maple_in_scenes
 from vlsae.demo_hierarchy import HierarchyResult, concept_tree_of_scenes
 from vlsae.demo_pairs import PairsResult, images_and_captions
 from vlsae.demo_words import WordsResult, words_in_scenes
@@ -26,6 +28,7 @@ from vlsae.metrics.localisation import Localisation, localise
 from vlsae.metrics.reconstruction import reconstruction
 from vlsae.metrics.result import Metric
 from vlsae.metrics.zero_shot import spliced_zero_shot
+from vlsae.splice.model import SpLiCE
 from vlsae.training.loop import train
 from vlsae.world import Scenes, concepts, scenes
 from vlsae.world.clip_data import COVERED
@@ -35,6 +38,7 @@ RECIPE = {"n_latents": 1024, "k": 12, "steps": 600, "batch_size": 2048, "lr": 2e
           "dead_after_tokens": 300_000, "decay": 0.4}  # fmt: skip
 SINGLE = (1.0, 0.0, 0.0, 0.0)
 MANY = (0.0, 1.0, 1.0, 1.0)
+HEADLINES = ("gain_base", "gain_adapted", "gain_latents", "gain_remapping", "top_10_overlap_class", "rbo_class")
 
 
 @dataclass
@@ -51,6 +55,7 @@ class DemoResult:
         words: the held-out scenes and the latents in words, by SpLiCE.
         hierarchy: a forest over the latents of a nested dictionary.
         pairs: the held-out scenes and their captions in the concepts of one dictionary.
+        adaptation: the shipped MaPLe against the model.
         metrics: every score by name.
         seconds: time of each stage.
     """
@@ -67,6 +72,7 @@ class DemoResult:
     words: WordsResult
     hierarchy: HierarchyResult
     pairs: PairsResult
+    adaptation: Comparison
     metrics: dict[str, Metric]
     seconds: dict[str, float]
 
@@ -92,7 +98,7 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
         n_train: scenes to train on.
         n_test: held-out scenes; half chooses latents, the other half scores them.
         progress: show progress bars.
-        **recipe: fields of `TrainConfig` that replace the demo's; of them `steps` for the dictionaries of pairs, too.
+        **recipe: fields of `TrainConfig` that replace the demo's; of them `steps` for the other dictionaries, too.
 
     Returns:
         `DemoResult`.
@@ -151,8 +157,12 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
                                 **{name: recipe[name] for name in ("steps",) if name in recipe})  # fmt: skip
     metrics |= pairs.metrics
     lap("pairs")
+    adaptation = maple_in_scenes(model, SpLiCE(model, "tiny", progress=False), out / "adaptation", seed=seed, progress=progress,
+                                 **{name: recipe[name] for name in ("steps",) if name in recipe})  # fmt: skip
+    metrics |= {f"maple_{name}": metric for name, metric in adaptation.metrics().items() if name in HEADLINES}
+    lap("adaptation")
     result = DemoResult(out, model, dictionary, names, draws["test"], stores["test"], statistics, labelled,
-                        localisation, words, hierarchy, pairs, metrics, seconds)  # fmt: skip
+                        localisation, words, hierarchy, pairs, adaptation, metrics, seconds)  # fmt: skip
     text = json.dumps({name: metric.as_dict() for name, metric in metrics.items()}, indent=1)
     (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
     from vlsae.report.demo import write_demo_report

@@ -8,9 +8,9 @@ import logging
 import sys
 from pathlib import Path
 
-from vlsae.cli import sae, splice
+from vlsae.cli import compare, sae, splice
 
-COMMANDS = {**sae.COMMANDS, **splice.COMMANDS}
+COMMANDS = {**sae.COMMANDS, **splice.COMMANDS, **compare.COMMANDS}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     sae.add_commands(add)
+    compare.add_commands(add)
     splice.add_commands(add, commands)
     return parser
 

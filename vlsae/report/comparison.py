@@ -34,6 +34,13 @@ def write_comparison(comparison: Comparison, path: str | Path, names: Sequence[s
     )  # fmt: skip
 
 
+def adaptation_sections(comparison: Comparison) -> list[str]:
+    """For the end of a longer report: what was found in words and numbers, and all sections."""
+    title = f"What adaptation changed: {comparison.adapted.spec}"
+    lead = section(title, paragraph(escape(comparison.summary())), _tiles(comparison))
+    return [lead, *comparison_sections(comparison)]
+
+
 def comparison_sections(comparison: Comparison, names: Sequence[str] | None = None) -> list[str]:
     """The sections of the page, for use in a longer report."""
     parts = [_validity(comparison), _gain(comparison), _overlap(comparison)]

@@ -11,6 +11,7 @@ import torch
 
 from vlsae import __version__
 from vlsae.report.cards import latent_cards
+from vlsae.report.comparison import adaptation_sections
 from vlsae.report.demo_hierarchy import hierarchy_section
 from vlsae.report.demo_pairs import pairs_section
 from vlsae.report.demo_words import words_section
@@ -44,6 +45,12 @@ LABELS = {
     "pairs_translated": "VL-SAE: words translated",
     "pairs_code_iou": "VL-SAE: overlap of an image's and its caption's codes",
     "pairs_image_to_text": "VL-SAE: captions found by codes",
+    "maple_gain_base": "MaPLe: accuracy before",
+    "maple_gain_adapted": "MaPLe: accuracy after",
+    "maple_gain_latents": "MaPLe: gain through latents",
+    "maple_gain_remapping": "MaPLe: gain through what follows them",
+    "maple_top_10_overlap_class": "MaPLe: overlap of a class's top 10 latents",
+    "maple_rbo_class": "MaPLe: rank-biased overlap of a class's latents",
     "zero_shot_original": "Zero-shot accuracy, untouched",
     "zero_shot_spliced": "Zero-shot accuracy, reconstruction spliced in",
     "zero_shot_error_kept": "Zero-shot accuracy, reconstruction + error",
@@ -69,6 +76,7 @@ def write_demo_report(result: DemoResult) -> Path:
         words_section(result),
         hierarchy_section(result.hierarchy, result.test),
         pairs_section(result.pairs),
+        *adaptation_sections(result.adaptation),
         _all_scores(result),
         _worst(result),
         _cards(result),
