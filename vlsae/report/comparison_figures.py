@@ -89,13 +89,10 @@ def masking_curves(curves: Mapping[tuple[str, str, str], tuple], unmasked: Mappi
         for model, value in unmasked.items():
             ax.axhline(value, color="#1b1f24", linewidth=0.8, linestyle="-" if model == "base" else "--")
         sizes = [k for ks, *_ in curves.values() for k in ks]
-        ax.set(
-            xscale="symlog",
-            xlim=(min(sizes) and 0.9 * min(sizes), 1.2 * max(sizes)),
-            xlabel="k, latents " + ("kept" if direction == "on" else "removed"),
-            ylim=(0, 1.03),
-        )
-        ax.set_title(f"Only k latents {'kept' if direction == 'on' else 'removed'}", loc="left", fontsize=11)
+        verb = "kept" if direction == "on" else "removed"
+        ax.set(xscale="symlog", xlim=(min(sizes) and 0.9 * min(sizes), 1.2 * max(sizes)), ylim=(0, 1.03))
+        ax.set_xlabel(f"k, latents {verb}")
+        ax.set_title(f"Only k latents {verb}", loc="left", fontsize=11)
         ax.xaxis.set_major_formatter(ScalarFormatter())
         clean(ax)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -262,7 +262,8 @@ def compare(
     if splice is not None and all(isinstance(head, LinearHead) for head in heads):
         words = class_words(splice, base.classifier(names, templates), adapted.classifier(names, templates), names)
     settings = {
-        "base": base.spec, "adapted": adapted.spec, "site": site, "dictionary": f"{dictionary.family}, {dictionary.n_latents} latents",
+        "base": base.spec, "adapted": adapted.spec, "site": site,
+        "dictionary": f"{dictionary.family}, {dictionary.n_latents} latents",
         "images": len(source), "classes": len(names), "templates": list(templates), "tau": tau, "k": k, "n_boot": n_boot,
         "seed": seed,
     }  # fmt: skip
