@@ -8,9 +8,9 @@ import logging
 import sys
 from pathlib import Path
 
-from vlsae.cli import compare, sae, splice
+from vlsae.cli import adapt, compare, sae, splice
 
-COMMANDS = {**sae.COMMANDS, **splice.COMMANDS, **compare.COMMANDS}
+COMMANDS = {**sae.COMMANDS, **splice.COMMANDS, **adapt.COMMANDS, **compare.COMMANDS}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     sae.add_commands(add)
     compare.add_commands(add)
     splice.add_commands(add, commands)
+    adapt.add_commands(add)
     return parser
 
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         result = COMMANDS[options.command](options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"vlsae {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
