@@ -46,7 +46,8 @@ class Adaptation(nn.Module):
 
     Attributes:
         method: its registered name.
-        changes: which parts of the model differ afterwards: some of "vision", "text" and "head".
+        changes: which parts of the model differ afterwards: some of "vision" (the tower, and so its tokens), "text" and
+            "head" (all that follows the tower's image embedding).
         recipe: published fields of `TuningConfig`.
         settings: constructor keywords, plain JSON values.
         class_names: the classes a head is bound to, in order; None where any class can be asked for.
@@ -120,6 +121,18 @@ def text_classifier(
     """`Backbone.classifier` with gradients: unit mean over templates of unit text embeddings, `[C, e]`."""
     texts = [[template.format(name) for name in class_names] for template in templates]
     return F.normalize(sum(F.normalize(model.forward_texts(t).float(), dim=-1) for t in texts), dim=-1)
+
+
+def bound_classes(method: str, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes of a method that needs them."""
+    if not class_names:
+        raise ValueError(f"{method} is bound to its classes; give class_names=[...].")
+    return tuple(class_names)
+
+
+def embedding_width(model: Backbone) -> int:
+    """The width of the space that images and texts share."""
+    return model.encode_text(["X"]).shape[1]
 
 
 def normal(generator_seed: int, *shape: int, std: float = 0.02) -> nn.Parameter:

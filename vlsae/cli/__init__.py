@@ -8,9 +8,9 @@ import logging
 import sys
 from pathlib import Path
 
-from vlsae.cli import sae, splice
+from vlsae.cli import adapt, sae, splice
 
-COMMANDS = {**sae.COMMANDS, **splice.COMMANDS}
+COMMANDS = {**sae.COMMANDS, **splice.COMMANDS, **adapt.COMMANDS}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sae.add_commands(add)
     splice.add_commands(add, commands)
+    adapt.add_commands(add)
     return parser
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         result = COMMANDS[options.command](options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"vlsae {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -142,7 +142,7 @@ def _extract(options: argparse.Namespace) -> dict[str, Any]:
     return {**facts, "n_skipped": store.manifest["n_skipped"]}
 
 
-def _named_value(text: str) -> tuple[str, Any]:
+def named_value(text: str) -> tuple[str, Any]:
     """`"experts=8"` as a name and a value; values are JSON, anything else is a string."""
     name, equals, value = text.partition("=")
     if not equals:
@@ -159,7 +159,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.training.loop import train
 
     given = {k: v for k, v in vars(options).items() if k in TrainConfig.__dataclass_fields__}
-    given["options"] = dict(_named_value(text) for text in options.options)
+    given["options"] = dict(named_value(text) for text in options.options)
     train(
         options.data, preset=options.preset, out=options.out, device=options.device, progress=not options.json,
         engine=options.engine, latent_shards=options.latent_shards, **given,

@@ -27,7 +27,8 @@ class LoRAAdaptation(Adaptation):
     """
 
     method, changes = "lora", ("vision", "text")
-    recipe: ClassVar = {"optimizer": "adamw", "lr": 2e-4, "weight_decay": 1e-2, "epochs": 50, "batch_size": 32}
+    recipe: ClassVar = {"optimizer": "adamw", "lr": 2e-4, "weight_decay": 1e-2, "epochs": 50, "batch_size": 32,
+                        "warm_up_lr": 0.0}  # fmt: skip
 
     def __init__(
         self, base: Backbone, class_names: Sequence[str] | None = None, *, targets: Sequence[str] = ("q", "k", "v"),
