@@ -56,7 +56,7 @@ class PromptSRC(IVLP):
         with torch.no_grad():
             frozen_images = F.normalize(model.original.forward_image(batch.pixels), dim=-1)
             frozen_logits = model.logit_scale * frozen_images @ frozen_texts.T
-        kl = F.kl_div(logits.log_softmax(-1), frozen_logits.log_softmax(-1), reduction="mean", log_target=True)
+        kl = F.kl_div(logits.log_softmax(-1), frozen_logits.log_softmax(-1), reduction="none", log_target=True).mean()
         return (
             self.settings["image_weight"] * F.l1_loss(images, frozen_images)
             + self.settings["text_weight"] * F.l1_loss(texts, frozen_texts)
