@@ -38,7 +38,7 @@ class PEFTFolder(Layout):
         config = found.facts.get("config")
         if config is None:
             raise AdaptationError(
-                f"{found.source} is the weight file of a PEFT folder; give the folder, whose adapter_config.json says the scale."
+                f"{found.source} is the weight file of a PEFT folder; give the folder with its adapter_config.json."
             )
         _require_plain(found, config)
         alone = (config.get("auto_mapping") or {}).get("base_model_class", "")
