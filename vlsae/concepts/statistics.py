@@ -91,7 +91,7 @@ class LatentStatistics:
         images, tokens = np.divmod(rows, n_tokens)
         numbers = np.stack([images + first_image, tokens], 1)
         kernels.keep_best(self.top_patch_values, self.top_patches, latents, values, numbers)
-        pairs = _per_image(rows, latents, values, n_tokens, self.n_latents, self.tau)
+        pairs = image_activations(rows, latents, values, n_tokens, self.n_latents, self.tau)
         self.image_count += np.bincount(pairs["latent"][pairs["max"] > 0], minlength=self.n_latents)
         numbers, kept = (pairs["image"] + first_image)[:, None], self.top_images.reshape(*self.top_images.shape, 1)
         kernels.keep_best(self.top_image_values, kept, pairs["latent"], pairs["mean"], numbers)
@@ -152,16 +152,13 @@ class LatentStatistics:
         """Share of a latent's activation that falls on each class, `[classes, n]`; columns sum to 1, or NaN."""
         if aggregator not in AGGREGATORS:
             raise ValueError(f"Unknown aggregator {aggregator!r}; use one of {', '.join(AGGREGATORS)}.")
-        sums = self.class_sums[aggregator]
-        total = sums.sum(0)
-        return np.divide(sums, total, out=np.full_like(sums, np.nan), where=total > 0)
+        return shares_of_classes(self.class_sums[aggregator])
 
     def label_entropy(self, aggregator: str = "mean") -> np.ndarray:
         """`-sum_c p_c ln p_c` of `class_share`, `[n]` in nats: 0 for one class, ln C for all alike; NaN if silent."""
         if self.n_classes == 0:
             return np.full(self.n_latents, np.nan)
-        p = self.class_share(aggregator)
-        return -(p * np.log(np.where(p > 0, p, 1.0))).sum(0)
+        return entropy_of_shares(self.class_share(aggregator))
 
     def label_std(self, aggregator: str = "mean") -> np.ndarray:
         """Standard deviation over classes of the class share, `[n]`: 0 where all classes are alike."""
@@ -199,8 +196,40 @@ class LatentStatistics:
         return result
 
 
-def _per_image(rows, latents, values, n_tokens: int, n_latents: int, tau: float) -> dict[str, np.ndarray]:
-    """One entry for every image and latent that is active in it: count of tokens above tau, mean and maximum."""
+def shares_of_classes(class_sums: np.ndarray) -> np.ndarray:
+    """Share of each class in a latent's activation, from sums `[classes, n]`: columns sum to 1, or are NaN if silent."""
+    total = class_sums.sum(0)
+    return np.divide(class_sums, total, out=np.full(class_sums.shape, np.nan), where=total > 0)
+
+
+def entropy_of_shares(share: np.ndarray) -> np.ndarray:
+    """`-sum_c p_c ln p_c` of shares `[classes, n]`, `[n]` in nats.
+
+    Example:
+        >>> entropy_of_shares(np.array([[0.5, 1.0], [0.5, 0.0]])).round(4).tolist()
+        [0.6931, 0.0]
+    """
+    return np.abs((share * np.log(np.where(share > 0, share, 1.0))).sum(0))
+
+
+def image_activations(rows, latents, values, n_tokens: int, n_latents: int, tau: float) -> dict[str, np.ndarray]:
+    """Activations of images: one entry for every image and latent that is active in it.
+
+    Args:
+        rows: token numbers, rising; `n_tokens` an image.
+        latents, values: of every code.
+        n_tokens, n_latents: tokens an image, and all latents.
+        tau: threshold of the counts.
+
+    Returns:
+        Parallel arrays "image", "latent", and by aggregator "count" (tokens above tau), "mean" and "max" over all tokens.
+
+    Example:
+        >>> values = np.array([0.5, 0.25], np.float32)
+        >>> one = image_activations(np.array([0, 1]), np.array([3, 3]), values, 2, 4, tau=0.2)
+        >>> one["count"].tolist(), one["mean"].tolist()
+        ([2], [0.375])
+    """
     images, owners, sizes, above, sums, largest = kernels.images_of_codes(
         rows, latents, values, n_tokens, n_latents, tau
     )
