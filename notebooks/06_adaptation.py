@@ -39,7 +39,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm, whe
 plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 model = vlsae.load_model("tiny")
-train, train_labels, names = few_shot_task(300, seed=1)
+train, train_labels, names = few_shot_task(240, seed=1)
 test, labels, _ = few_shot_task(120, seed=2)
 quiet = {"class_names": names, "progress": False}
 accuracy = float((model.zero_shot(test, names, TEMPLATES).argmax(1).numpy() == np.array(labels)).mean())
@@ -59,14 +59,15 @@ recipe = {"n_latents": 512, "k": 12, "steps": 250, "batch_size": 1024, "lr": 2e-
 maple = vlsae.load_adapted(model, MAPLE)
 sae = vlsae.train(joint_tokens([model, maple], train, SITE, progress=False), "topk", **recipe)
 
-coop = vlsae.adapt(model, train, "coop", labels=train_labels, n_ctx=4, epochs=10, shots=8, **quiet)
+coop = vlsae.adapt(model, train, "coop", labels=train_labels, n_ctx=4, epochs=30, **quiet)
 against = {"labels": labels, "templates": TEMPLATES, "site": SITE, "masks": (1, 10, 100), **quiet}
 splice = vlsae.SpLiCE(model, "tiny", progress=False)
 found = vlsae.compare(model, coop, sae, test, curves=False, splice=splice, **against)
 print(found.summary())
 print("overlap of an image's top 10 latents:", found.overlap("image", 10).value, "| changed:", found.changed_latents())
-for change in found.class_words[:3]:
-    print(f"{change.name:>8}: {', '.join(change.before)}  ->  {', '.join(change.after)}   cosine {change.cosine:.2f}")
+for found_class in found.class_concepts[:3]:
+    before, after = (", ".join(word for word, _ in side[:4]) for side in (found_class.before, found_class.after))
+    print(f"{found_class.name:>8}: {before}  ->  {after}   cosine {found_class.cosine:.2f}")
 
 # %% [markdown]
 # ## 2. Both towers: MaPLe
@@ -85,7 +86,9 @@ print(found.summary())
 # %%
 metrics = found.gain_result.metrics
 parts = {"whole gain": "gain", "through the latents": "latents", "through what follows them": "remapping"}
-Image(figures.gain_bars({label: (metrics[k].value, *metrics[k].ci) for label, k in parts.items()}, len(test)), width=700)
+Image(
+    figures.gain_bars({label: (metrics[k].value, *metrics[k].ci) for label, k in parts.items()}, len(test)), width=700
+)
 
 # %%
 Image(figures.overlap_curves(found.overlaps), width=760)
@@ -95,7 +98,7 @@ Image(figures.overlap_curves(found.overlaps), width=760)
 # first carry the adapted model, too.
 
 # %%
-Image(figures.masking_curves(found.curves.series(), found.curves.unmasked, len(test)), width=860)
+Image(figures.masking_plot(found.curves, sae.n_latents), width=860)
 
 # %% [markdown]
 # ## 3. A shortcut

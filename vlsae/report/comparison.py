@@ -14,9 +14,18 @@ from vlsae.heatmaps.render import heatmap_rows
 from vlsae.report import comparison_figures as figures
 from vlsae.report.page import cell, facts, figure, latent_card, paragraph, section, table, tiles, write_page
 
-N_IMAGES, N_LATENTS, SIDE = 6, 4, 76
-GAINS = {"gain": "whole gain", "latents": "through the latents", "remapping": "through what follows them",
-         "explained": "latents, as the dictionary sees them"}  # fmt: skip
+N_IMAGES, N_LATENTS, N_WORDS, SIDE = 6, 4, 5, 76
+GAINS = {"gain": "whole gain", "latents": "through the latents", "remapping": "through what follows them"}
+MIXED = {
+    "base": "base",
+    "adapted": "adapted",
+    "adapted_tokens": "adapted tokens at the site, base's later blocks and head",
+    "base_tokens": "base's tokens at the site, adapted later blocks and head",
+    "head_only": "base's image embeddings, adapted head",
+    "shared_only": "adapted, without latents that only it uses",
+    "base_codes": "adapted, every latent as active as in base",
+    "base_amplitudes": "adapted, latents of both as active as in base",
+}
 
 
 def write_comparison(comparison: Comparison, path: str | Path, names: Sequence[str] | None = None) -> Path:
@@ -48,7 +57,7 @@ def comparison_sections(comparison: Comparison, names: Sequence[str] | None = No
         parts += [_changes(comparison), _latents(comparison, names)]
     parts += [_curves(comparison)] if comparison.curves is not None else []
     parts += [_remapping(comparison)] if comparison.vision_changed and len(comparison.class_names) <= 60 else []
-    parts += [_text(comparison)] if comparison.class_words is not None else []
+    parts += [_text(comparison)] if comparison.class_concepts is not None else []
     return parts
 
 
@@ -77,8 +86,8 @@ def _tiles(comparison: Comparison) -> str:
 def _validity(comparison: Comparison) -> str:
     found = comparison.validity
     rows = [
-        [escape(name), cell(fit.explained_variance), cell(fit.l0, 1), cell(fit.dead), cell(fit.accuracy),
-         cell(fit.spliced_accuracy)]
+        [escape(name), cell(fit.ev_centred), cell(fit.l0, 1), cell(fit.dead), cell(fit.accuracy),
+         cell(fit.spliced)]
         for name, fit in (("base", found.base), ("adapted", found.adapted))
     ]  # fmt: skip
     return section(
@@ -99,7 +108,11 @@ def _gain(comparison: Comparison) -> str:
             "<em>remapping</em> is what changes with the later blocks, texts and head. They add up to the whole gain."
         ),
         figure(figures.gain_bars(shares, len(comparison.labels)), "", "bars of the parts of the accuracy gain", 760),
-    )
+        table(["model put together", "accuracy", "from", "to"], [
+            [escape(label), *(cell(value) for value in (metrics[name].value, *metrics[name].ci))]
+            for name, label in MIXED.items() if name in metrics
+        ]),
+    )  # fmt: skip
 
 
 def _overlap(comparison: Comparison) -> str:
@@ -165,7 +178,7 @@ def _curves(comparison: Comparison) -> str:
     return section(
         "How few latents are enough, and how many are needed",
         figure(
-            figures.masking_curves(comparison.curves.series(), comparison.curves.unmasked, len(comparison.labels)),
+            figures.masking_plot(comparison.curves, comparison.dictionary.n_latents),
             "Accuracy while only the k latents that rank first are kept (left) or while they are removed (right), each image "
             "under the mask of its own class; what the dictionary does not explain is kept. Ranked on the base model.",
             "accuracy over the number of latents kept or removed", 920,
@@ -187,10 +200,10 @@ def _remapping(comparison: Comparison) -> str:
 
 
 def _text(comparison: Comparison) -> str:
-    rows = [
-        [escape(change.name), escape(", ".join(change.before)), escape(", ".join(change.after)), cell(change.cosine)]
-        for change in comparison.class_words
-    ]
+    def words(concepts: Sequence[tuple[str, float]]) -> str:
+        return escape(", ".join(f"{word} {weight:.2f}" for word, weight in concepts[:N_WORDS]))
+
+    rows = [[escape(c.name), words(c.before), words(c.after), cell(c.cosine)] for c in comparison.class_concepts]
     return section(
         "What the class texts mean now",
         paragraph(

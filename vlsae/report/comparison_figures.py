@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
+from vlsae.adaptation.comparison.mask_table import MaskingCurves
 from vlsae.adaptation.comparison.overlap import Overlap
 from vlsae.report.figures import clean, new_figure, png
 
@@ -68,35 +69,38 @@ def change_scatter(before: np.ndarray, after: np.ndarray, kinds: Sequence[str], 
     return png(fig)
 
 
-def masking_curves(curves: Mapping[tuple[str, str, str], tuple], unmasked: Mapping[str, float], n: int) -> bytes:
-    """Accuracy while latents are kept or removed, as PNG.
+def masking_plot(curves: MaskingCurves, n_latents: int) -> bytes:
+    """Accuracy of base and adapted model while latents are kept or removed, error kept, as PNG.
 
     Args:
-        curves: by (direction "on" or "off", model "base" or "adapted", ranking): k, accuracy, lower and upper ends of bands.
-        unmasked: accuracy of each model without a mask.
-        n: images behind every point.
+        curves: with models "base" and "adapted" and rankings of `RANKINGS`.
+        n_latents: where "all" stands on the axis.
     """
     fig = new_figure(9.6, 4.4)
     axes = fig.subplots(1, 2, sharey=True)
-    for ax, direction in zip(axes, ("on", "off"), strict=True):
-        for (where, model, ranking), (ks, value, low, high) in curves.items():
-            if where != direction:
-                continue
-            label, color = RANKINGS[ranking]
-            ax.plot(ks, value, "-" if model == "base" else "--", color=color, linewidth=2,
-                    label=label if model == "base" else None)  # fmt: skip
-            ax.fill_between(ks, low, high, color=color, alpha=0.13, linewidth=0)
-        for model, value in unmasked.items():
-            ax.axhline(value, color="#1b1f24", linewidth=0.8, linestyle="-" if model == "base" else "--")
-        sizes = [k for ks, *_ in curves.values() for k in ks]
-        verb = "kept" if direction == "on" else "removed"
-        ax.set(xscale="symlog", xlim=(min(sizes) and 0.9 * min(sizes), 1.2 * max(sizes)), ylim=(0, 1.03))
-        ax.set_xlabel(f"k, latents {verb}")
-        ax.set_title(f"Only k latents {verb}", loc="left", fontsize=11)
+    places = {row.k: n_latents if row.k == "all" else row.k for row in curves.rows if row.direction}
+    sizes = sorted(places, key=places.get)
+    x = [places[k] for k in sizes]
+    for ax, direction, verb in zip(axes, ("on", "off"), ("kept", "removed"), strict=True):
+        for model, style in (("base", "-"), ("adapted", "--")):
+            for ranking, (label, color) in RANKINGS.items():
+                points = [curves.point(model, ranking, direction, k) for k in sizes]
+                ax.plot(
+                    x,
+                    [p.accuracy for p in points],
+                    style,
+                    color=color,
+                    linewidth=2,
+                    label=label if style == "-" else None,
+                )
+                ax.fill_between(x, *zip(*(p.band for p in points), strict=True), color=color, alpha=0.1, linewidth=0)
+            ax.axhline(curves.unmasked(model).accuracy, color="#1b1f24", linewidth=0.8, linestyle=style)
+        ax.set(xscale="symlog", xlim=(x[0] and 0.9 * x[0], 1.2 * x[-1]), ylim=(0, 1.03), xlabel=f"k, latents {verb}")
+        ax.set_title(f"Only k latents {verb}" if verb == "kept" else f"k latents {verb}", loc="left", fontsize=11)
         ax.xaxis.set_major_formatter(ScalarFormatter())
         clean(ax)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes[0].set_ylabel(f"accuracy ({n:,} images)")
+    axes[0].set_ylabel(f"accuracy ({curves.unmasked('base').n:,} images; bands: 95 %)")
     axes[1].plot([], [], "--", color="#1b1f24", label="dashed: adapted model; solid: base")
     axes[1].legend(frameon=False, loc="lower left", fontsize=9)
     return png(fig)

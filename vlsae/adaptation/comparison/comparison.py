@@ -16,12 +16,14 @@ from scipy import sparse
 from vlsae.adaptation.comparison.aggregation import Aggregates, aggregate
 from vlsae.adaptation.comparison.changes import Changes, changes
 from vlsae.adaptation.comparison.gain import Gain, decompose_gain
-from vlsae.adaptation.comparison.masking import MaskingCurves, masking_curves, rankings_of
+from vlsae.adaptation.comparison.mask_table import MaskingCurves
+from vlsae.adaptation.comparison.masking import masking_curves
+from vlsae.adaptation.comparison.masking_ranks import class_ranking, dataset_ranking, random_ranking
 from vlsae.adaptation.comparison.overlap import KS, Overlap, overlaps
 from vlsae.adaptation.comparison.ranking import order_latents
 from vlsae.adaptation.comparison.remapping import Remapping, remapping
-from vlsae.adaptation.comparison.text_side import ClassWords, class_words
-from vlsae.adaptation.comparison.validity import Validity, fit_of, validity
+from vlsae.adaptation.comparison.text_side import ClassConcepts, class_concepts
+from vlsae.adaptation.comparison.validity import Validity, validity
 from vlsae.atomic import replacing
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
 from vlsae.backbones.head import LinearHead
@@ -50,7 +52,7 @@ class Comparison:
         remapping: whose latents each class uses now.
         gain_result: where the accuracy comes from.
         curves: accuracy under masks, or None.
-        class_words: class embeddings in words, before and after, or None.
+        class_concepts: class embeddings in words, before and after, or None.
     """
 
     base: Backbone
@@ -69,7 +71,7 @@ class Comparison:
     remapping: Remapping
     gain_result: Gain
     curves: MaskingCurves | None = None
-    class_words: list[ClassWords] | None = None
+    class_concepts: list[ClassConcepts] | None = None
 
     def overlap(self, level: str = "class", k: int = 10) -> Metric:
         """Shared share of the top k latents at a level, with its interval and the random baseline.
@@ -249,18 +251,18 @@ def compare(
     site = dictionary_site(dictionary, site)
     shared = {"site": site, "batch_size": batch_size, "progress": progress}
     zero_shot = {"templates": templates, **shared}
-    fits = [fit_of(m, dictionary, source, labels, names, **zero_shot) for m in (base, adapted)]
     aggregates = tuple(aggregate(m, dictionary, source, labels, tau, **shared) for m in (base, adapted))
-    gain = decompose_gain(base, adapted, dictionary, source, labels, names, unused=aggregates[0].dataset == 0, n_boot=n_boot,
-                          seed=seed, **zero_shot)  # fmt: skip
+    gain = decompose_gain(base, adapted, source, labels, names, dictionary=dictionary, shared=_shared(*aggregates),
+                          n_boot=n_boot, seed=seed, **zero_shot)  # fmt: skip
     masked = None
     if curves:
+        sizes = [k for k in masks if k <= dictionary.n_latents]
         masked = masking_curves({"base": base, "adapted": adapted}, dictionary, source, labels, names,
-                                rankings_of(aggregates[0], len(names), [seed]), ks=masks, **zero_shot)  # fmt: skip
-    heads = base.head(names, templates), adapted.head(names, templates)
-    words = None
-    if splice is not None and all(isinstance(head, LinearHead) for head in heads):
-        words = class_words(splice, base.classifier(names, templates), adapted.classifier(names, templates), names)
+                                rankings_of(aggregates[0], len(names), seed), ks=(*sizes, "all"), templates=templates,
+                                site=site, progress=progress)  # fmt: skip
+    concepts = None
+    if splice is not None and all(isinstance(m.head(names, templates), LinearHead) for m in (base, adapted)):
+        concepts = class_concepts(splice, base, adapted, names, templates)
     settings = {
         "base": base.spec, "adapted": adapted.spec, "site": site,
         "dictionary": f"{dictionary.family}, {dictionary.n_latents} latents",
@@ -268,10 +270,26 @@ def compare(
         "seed": seed,
     }  # fmt: skip
     return Comparison(
-        base, adapted, dictionary, site, source, labels, names, settings, validity(*fits), aggregates,
+        base, adapted, dictionary, site, source, labels, names, settings,
+        validity(base, adapted, dictionary, source, labels, names, **zero_shot), aggregates,
         overlaps(*aggregates, ks=sorted({*ks, k}), n_boot=n_boot, seed=seed), changes(*aggregates),
-        changes(*aggregates, level="dataset", n_boot=n_boot, seed=seed), remapping(*aggregates, k=k), gain, masked, words,
+        changes(*aggregates, level="dataset", n_boot=n_boot, seed=seed), remapping(*aggregates, k=k), gain, masked, concepts,
     )  # fmt: skip
+
+
+def rankings_of(aggregates: Aggregates, n_classes: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Latents in the order in which masks take them: by class `[C, n]`, by data set `[n]`, at random `[n]`.
+
+    A class without images takes the data set's order.
+    """
+    whole, known = dataset_ranking(aggregates).order, set(aggregates.classes.tolist())
+    rows = [class_ranking(aggregates, c).order if c in known else whole for c in range(n_classes)]
+    return {"class": np.stack(rows), "dataset": whole, "random": random_ranking(aggregates, seed).order}
+
+
+def _shared(base: Aggregates, adapted: Aggregates) -> np.ndarray:
+    """Latents that both models use on these images, bool `[n]`."""
+    return (base.dataset > 0) & (adapted.dataset > 0)
 
 
 def _check(base, adapted, labels: np.ndarray, names: list[str], n_images: int, k: int, ks: Sequence[int]) -> None:

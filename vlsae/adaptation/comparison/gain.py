@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from vlsae.adaptation.comparison.site_tokens import ROLES, SiteTokens, check_labels, image_batches
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
-from vlsae.backbones.head import Head
 from vlsae.dictionaries.base import Codes, Dictionary
 from vlsae.heatmaps.maps import dictionary_site
 from vlsae.metrics.result import Metric
-from vlsae.splice.audits.inference import check_resampling
+from vlsae.splice.audits.inference import check_resampling, percentiles
 
 REFERENCE = "question of arXiv 2412.05276, section 5; split as Shapley's value of two players"
 DEFINITIONS = {
     "base": "accuracy of the base model",
     "adapted": "accuracy of the adapted model",
-    "gain": "adapted minus base",
-    "latents": "part of the gain through the tokens at the site: the mean of swapping them in under base's later part and "
-               "under the adapted model's",
-    "remapping": "part of the gain through everything after the site: later blocks, prompts there, texts and head",
-    "explained": "what of `latents` the dictionary carries: the same with the difference of the decoded codes instead of the "
-                 "difference of the tokens",
-    "adapted_tokens": "accuracy of the adapted model's tokens under base's later part and head",
-    "base_tokens": "accuracy of base's tokens under the adapted model's later part and head",
-    "shared_latents": "accuracy of the adapted model without the latents that base never uses on these images",
-}  # fmt: skip
-UNSIGNED = ("base", "adapted", "adapted_tokens", "base_tokens", "shared_latents")
+    "gain": "adapted - base",
+    "latents": "1/2 [acc(a, b) - acc(b, b) + acc(a, a) - acc(b, a)], acc(L, H) with L's tokens and H's later blocks and head",
+    "remapping": "gain - latents: 1/2 [acc(b, a) - acc(b, b) + acc(a, a) - acc(a, b)]",
+    "adapted_tokens": "acc(a, b): the adapted model's tokens under base's later blocks and head",
+    "base_tokens": "acc(b, a): base's tokens under the adapted model's later blocks and head",
+    "head_only": "base's image embeddings under the adapted model's head",
+    "shared_only": "the adapted model with the latents that are not shared removed, error kept",
+    "base_codes": "the adapted model with base's codes of all latents, error kept",
+    "base_amplitudes": "the adapted model with base's codes of shared latents and its own of the others, error kept",
+}
 
 
 @dataclass(frozen=True)
@@ -40,139 +38,182 @@ class Gain:
     """Accuracies of counterfactual models and the parts of the gain.
 
     Attributes:
-        metrics: by name, as in `DEFINITIONS`, each with an interval over images.
-        correct: by counterfactual, which images are classified right, bool `[N]`.
+        metrics: by name, as in `DEFINITIONS`, each with a 95 % interval over images, resampled in pairs.
+        correct: by counterfactual ("bb" base, "aa" adapted, "ab" adapted tokens in base, "ba", and the names above),
+            which images are classified right, bool `[N]`.
     """
 
     metrics: dict[str, Metric]
     correct: dict[str, np.ndarray]
 
+    def value(self, name: str) -> float:
+        """A number by its name; raises KeyError for an unknown one."""
+        return self.metrics[name].value
+
 
 @torch.no_grad()
 def decompose_gain(
-    base: Backbone, adapted: Backbone, dictionary: Dictionary, images: Sequence, labels: Sequence[int],
-    class_names: Sequence[str], *, templates: Sequence[str] = DEFAULT_TEMPLATES, unused: np.ndarray | None = None,
-    site: str | None = None, batch_size: int = 32, n_boot: int = 1000, seed: int = 0, progress: bool = True,
-) -> Gain:  # fmt: skip
-    """Split the accuracy gain of an adapted model into the part of its latents and that of their use.
+    base: Backbone,
+    adapted: Backbone,
+    images: Sequence,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    site: str | None = None,
+    dictionary: Dictionary | None = None,
+    shared: np.ndarray | None = None,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    roles: Sequence[str] = ROLES,
+    batch_size: int = 16,
+    n_boot: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Gain:
+    """Split an accuracy gain into the part of the latents and that of what is made of them.
 
-    With `acc(L, H)` the accuracy of model L's tokens at the site under model H's later blocks, texts and head,
+    With `acc(L, H)` the accuracy with model L's image tokens at the site and model H's later blocks, prompts and head:
 
-    `latents = 1/2 [acc(a, b) - acc(b, b) + acc(a, a) - acc(b, a)]`, `remapping = 1/2 [acc(b, a) - acc(b, b) + acc(a, a) -
-    acc(a, b)]`,
-
-    which add up to `acc(a, a) - acc(b, b)`. Tokens are those of the image; each model keeps prompts of its own.
+    `latents = 1/2 [acc(a, b) - acc(b, b) + acc(a, a) - acc(b, a)]`, `remapping = acc(a, a) - acc(b, b) - latents`.
 
     Args:
         base, adapted: models of one vision tower.
-        dictionary: read at the site, for "explained" and "shared_latents".
-        images, labels: what is classified, class numbers in `class_names`.
+        images: sequence of images or scenes, or preprocessed pixels `[I, 3, H, W]`.
+        labels: class number of every image, in `class_names`.
         class_names, templates: as for `Backbone.head`.
-        unused: bool `[n_latents]`, latents that base never uses; "shared_latents" is left out where None.
-        site: where the tokens are swapped; the dictionary's own where None.
-        batch_size: images a forward pass.
+        site: a residual or pooled site where the tokens are exchanged; the dictionary's own where None.
+        dictionary: with `shared`, for the counterfactuals of latents in the adapted model.
+        shared: bool `[n_latents]`, latents that count as active in both models; bool `[C, n_latents]` for a set a class.
+        roles: of the tokens that are exchanged.
+        batch_size: images a forward pass, of which each goes on in several variants.
         n_boot: resamples of the images behind the intervals, at least 20.
         seed: of these.
         progress: show a progress bar.
 
     Returns:
-        `Gain`.
+        `Gain`; "shared_only", "base_codes" and "base_amplitudes" only with `shared`.
 
     Raises:
-        ValueError: for no images, labels that do not fit, or too few resamples.
+        ValueError: for labels, token grids or a set of latents that do not fit, no site, or too few resamples.
+
+    Example:
+        >>> from vlsae import load_model, world
+        >>> tiny = load_model("tiny")
+        >>> found = decompose_gain(tiny, tiny, world.scenes(4), [0, 1, 0, 1], ["cat", "dog"], site="vision.-2.resid_post",
+        ...                        progress=False)
+        >>> found.value("gain"), found.value("latents"), found.value("remapping")
+        (0.0, 0.0, 0.0)
     """
-    if not len(images) or len(images) != len(labels):
-        raise ValueError(
-            f"{len(images)} images and {len(labels)} labels were given; give one label an image, at least one."
-        )
+    labels = check_labels(len(images), labels, len(class_names))
     check_resampling(n_boot, 0.95)
-    swap = _Swap(base, adapted, dictionary, dictionary_site(dictionary, site))
+    if site is None and dictionary is None:
+        raise ValueError("Neither a site nor a dictionary was given; pass site='vision.-2.resid_post' or the like.")
+    site = site or dictionary_site(dictionary)
+    pair = SiteTokens(base, site, roles), SiteTokens(adapted, site, roles)
+    if len(pair[0].places) != len(pair[1].places):
+        raise ValueError(
+            f"{base.spec} has {len(pair[0].places)} image tokens at {site} and {adapted.spec} {len(pair[1].places)}; "
+            "compare models of one vision tower."
+        )
+    members = _members(dictionary, shared, len(class_names))
     heads = base.head(class_names, templates), adapted.head(class_names, templates)
-    targets, found = torch.as_tensor(np.asarray(labels)), {}
-    for start in tqdm(range(0, len(images), batch_size), desc="gain", unit="batch", disable=not progress):
-        batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
-        for name, logits in _counterfactuals(swap, heads, base.pixels(batch), unused).items():
-            right = logits.argmax(-1).cpu() == targets[start : start + len(batch)]
-            found.setdefault(name, []).append(right.numpy())
-    correct = {name: np.concatenate(parts) for name, parts in found.items()}
+    correct: dict[str, np.ndarray] = {}
+    for rows, batch in image_batches(images, batch_size, "gain", progress):
+        pixels, classes = base.pixels(batch), torch.from_numpy(labels[rows])
+        latents = None if members is None else _Latents(dictionary, members[classes if len(members) > 1 else [0]])
+        for name, logits in _counterfactuals(pair, heads, pixels, latents):
+            right = logits.argmax(-1).cpu() == classes
+            correct.setdefault(name, np.zeros(len(labels), bool))[rows] = right.numpy()
     return Gain(_metrics(correct, n_boot, seed), correct)
 
 
-class _Swap:
-    """Two models whose image tokens at one site can be exchanged."""
-
-    def __init__(self, base: Backbone, adapted: Backbone, dictionary: Dictionary, site: str):
-        self.models, self.dictionary, self.site = (base, adapted), dictionary, site
-        self.own = [
-            [i for i, role in enumerate(model.token_roles) if role != "prompt"] if not site.endswith("pooled") else [0]
-            for model in self.models
-        ]
-
-    def run(self, which: int, pixels: Tensor, edit: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Unit embeddings of a model and its image tokens at the site, the latter passed through `edit` first."""
-        model, own, seen = self.models[which], self.own[which], []
-
-        def fn(tokens: Tensor) -> Tensor:
-            seen.append(tokens[:, own])
-            if edit is None:
-                return tokens
-            changed = tokens.clone()
-            changed[:, own] = edit(tokens[:, own]).to(tokens)
-            return changed
-
-        with model.edit(self.site, fn):
-            embeddings = F.normalize(model.forward_image(pixels).float(), dim=-1)
-        return embeddings, seen[0]
-
-    def decoded(self, tokens: Tensor, without: Tensor | None = None) -> Tensor:
-        """What the dictionary makes of tokens `[B, T, d]`, some latents left out."""
-        flat = tokens.flatten(0, 1).float().to(self.dictionary.W_dec.device)
-        z = self.dictionary.encode_sparse(flat)
-        if without is not None:
-            kept = ~without[z.latents]
-            z = Codes(z.rows[kept], z.latents[kept], z.values[kept], z.n, z.n_latents)
-        return self.dictionary.decode(z, like=flat).unflatten(0, tokens.shape[:2]).to(tokens)
+def _members(dictionary: Dictionary | None, shared: np.ndarray | None, n_classes: int) -> Tensor | None:
+    """The shared latents as bool `[C or 1, n_latents]`."""
+    if shared is None:
+        return None
+    found, n = np.atleast_2d(np.asarray(shared)), None if dictionary is None else dictionary.n_latents
+    if n is None or found.dtype != bool or found.shape not in ((1, n), (n_classes, n)):
+        raise ValueError(
+            f"shared is {found.dtype} {np.shape(shared)} for {'no dictionary' if n is None else f'{n} latents'}; give a "
+            f"dictionary, and bool [n_latents] or [{n_classes}, n_latents]."
+        )
+    return torch.from_numpy(found)
 
 
-def _counterfactuals(
-    swap: _Swap, heads: tuple[Head, Head], pixels: Tensor, unused: np.ndarray | None
-) -> dict[str, Tensor]:
-    """Logits of every pair of tokens and later part, by name: whose tokens, then whose later part."""
-    (b, tokens_b), (a, tokens_a) = swap.run(0, pixels), swap.run(1, pixels)
-    step = swap.decoded(tokens_a) - swap.decoded(tokens_b)
-    edits = {
-        "ab": (0, lambda x: tokens_a),
-        "ba": (1, lambda x: tokens_b),
-        "explained ab": (0, lambda x: x + step),
-        "explained ba": (1, lambda x: x - step),
-    }
-    if unused is not None:
-        removed = torch.as_tensor(unused, device=swap.dictionary.W_dec.device)
-        edits["shared"] = (1, lambda x: x + swap.decoded(x, removed) - swap.decoded(x))
-    logits = {"bb": heads[0](b), "aa": heads[1](a)}
-    return logits | {name: heads[which](swap.run(which, pixels, edit)[0]) for name, (which, edit) in edits.items()}
+def _counterfactuals(pair, heads, pixels: Tensor, latents: _Latents | None) -> Iterator[tuple[str, Tensor]]:
+    """Logits by counterfactual; the blocks before the site run once in the adapted model and twice in base."""
+    tokens_b, seen = pair[0].read(pixels), []
+
+    def in_adapted(x: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x)
+        others = [tokens_b] if latents is None else [tokens_b, *latents.variants(tokens_b, x)]
+        return _stacked(x, others)
+
+    names = ["aa", "ba", *(() if latents is None else _Latents.names)]
+    for name, embeddings in zip(names, pair[1].forward(pixels, in_adapted).split(len(pixels)), strict=True):
+        yield name, heads[1](embeddings)
+    b, ab = pair[0].forward(pixels, lambda x: _stacked(x, seen)).split(len(pixels))
+    yield from (("bb", heads[0](b)), ("ab", heads[0](ab)), ("head_only", heads[1](b)))
+
+
+def _stacked(x: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """A model's own tokens and then others for the same images."""
+    return torch.cat([x, *(tokens.to(x) for tokens in others)]), torch.arange(len(x)).repeat(1 + len(others))
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """What becomes of the adapted model's tokens when some of its latents are taken from base, or away.
+
+    Attributes:
+        shared: bool `[B or 1, n_latents]`, an image's shared latents.
+    """
+
+    names: ClassVar = ("shared_only", "base_codes", "base_amplitudes")
+    dictionary: Dictionary
+    shared: Tensor
+
+    def variants(self, base: Tensor, adapted: Tensor) -> list[Tensor]:
+        """`x_a + D(z') - D(z_a)` of tokens `[B, t, d]`, for the codes z' of each name."""
+        n, t = adapted.shape[:2]
+        flat = [x.flatten(0, 1).to(self.dictionary.W_dec) for x in (base, adapted)]
+        b, a = (self.dictionary.encode_sparse(x) for x in flat)
+        in_b, in_a = (self._is_shared(codes, t) for codes in (b, a))
+        new = [_merged((a, in_a)), b, _merged((b, in_b), (a, ~in_a))]
+        whole = self.dictionary.decode(a, like=flat[1])
+        moved = (flat[1] + (self.dictionary.decode(codes, like=flat[1]) - whole) for codes in new)
+        return [x.unflatten(0, (n, t)) for x in moved]
+
+    def _is_shared(self, codes: Codes, t: int) -> Tensor:
+        shared = self.shared.to(codes.rows.device)
+        return shared[codes.rows // t if len(shared) > 1 else torch.zeros_like(codes.rows), codes.latents]
+
+
+def _merged(*parts: tuple[Codes, Tensor]) -> Codes:
+    """Some entries of each of several codes of the same rows, as one."""
+    rows, latents, values = (
+        torch.cat([getattr(codes, name)[kept] for codes, kept in parts]) for name in ("rows", "latents", "values")
+    )
+    order = rows.argsort(stable=True)
+    return Codes(rows[order], latents[order], values[order], parts[0][0].n, parts[0][0].n_latents)
 
 
 def _metrics(correct: dict[str, np.ndarray], n_boot: int, seed: int) -> dict[str, Metric]:
+    """Means over images, resampled together, so that differences are of pairs."""
     c = {name: right.astype(np.float64) for name, right in correct.items()}
+    names = {"base": "bb", "adapted": "aa", "adapted_tokens": "ab", "base_tokens": "ba"}
     terms = {
-        "base": c["bb"],
-        "adapted": c["aa"],
         "gain": c["aa"] - c["bb"],
         "latents": (c["ab"] - c["bb"] + c["aa"] - c["ba"]) / 2,
         "remapping": (c["ba"] - c["bb"] + c["aa"] - c["ab"]) / 2,
-        "explained": (c["explained ab"] - c["bb"] + c["aa"] - c["explained ba"]) / 2,
-        "adapted_tokens": c["ab"],
-        "base_tokens": c["ba"],
+        **{name: c[key] for name, key in names.items()},
+        **{name: values for name, values in c.items() if name in DEFINITIONS},
     }
-    if "shared" in c:
-        terms["shared_latents"] = c["shared"]
-    values = np.stack(list(terms.values()))
-    n = values.shape[1]
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot) / n
-    low, high = np.quantile(values @ weights.T, [0.025, 0.975], axis=1)
+    table = np.stack(list(terms.values()), 1)
+    rng, n = np.random.default_rng(seed), len(table)
+    samples = np.stack([rng.multinomial(n, np.full(n, 1 / n)) @ table / n for _ in range(n_boot)])
+    low, high = percentiles(samples, 0.95)
     return {
-        name: Metric(name, float(values[i].mean()), n, DEFINITIONS[name], REFERENCE, True if name in UNSIGNED else None,
-                     (float(low[i]), float(high[i])))
+        name: Metric(name, float(table[:, i].mean()), n, DEFINITIONS[name], REFERENCE,
+                     None if name in ("gain", "latents", "remapping") else True, (float(low[i]), float(high[i])))
         for i, name in enumerate(terms)
     }  # fmt: skip

@@ -1,239 +1,195 @@
-"""Masking curves: accuracy while the latents that rank first are kept or removed, every image under its class's mask."""
+"""Masking curves: accuracy while the latents ranked first are kept or removed, each image under its class's mask."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from vlsae.adaptation.comparison.aggregation import Aggregates
-from vlsae.adaptation.comparison.gains import harmonic_mean
-from vlsae.adaptation.comparison.masking_ranks import class_ranking, dataset_ranking, random_ranking
-from vlsae.atomic import replacing
+from vlsae.adaptation.comparison.mask_table import MaskingCurves, MaskRow, Size
+from vlsae.adaptation.comparison.site_tokens import ROLES, SiteTokens, check_labels, image_batches
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
-from vlsae.dictionaries.base import Dictionary
+from vlsae.dictionaries.base import Codes, Dictionary
 from vlsae.heatmaps.maps import dictionary_site
-from vlsae.metrics.latent_effects import written
-from vlsae.splice.audits.inference import wilson
 
 DIRECTIONS = ("on", "off")
-KS = (0, 1, 2, 5, 10, 20, 50, 100)
+KS = (0, 1, 2, 5, 10, 20, 50, 100, "all")
 
-
-@dataclass(frozen=True)
-class MaskRow:
-    """Images of one class under one mask.
-
-    Attributes:
-        model: its name; ranking: "class", "dataset" or "random".
-        direction: "on", only the first k latents kept; "off", these removed.
-        k: latents at the top; n_latents of the dictionary for all.
-        class_id: of the images; n: images (times seeds, for random rankings); correct: of these, classified right.
-    """
-
-    model: str
-    ranking: str
-    direction: str
-    k: int
-    class_id: int
-    n: int
-    correct: int
-
-    @property
-    def condition(self) -> str:
-        return f"{self.direction}_{self.k}"
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.n
-
-
-@dataclass(frozen=True)
-class MaskingCurves:
-    """Accuracies under masks, as a table of one row a model, ranking, direction, k and class.
-
-    Attributes:
-        rows: the table.
-        unmasked: accuracy of every model without a mask.
-        n_images: images of each model's point, without seeds.
-        error_kept: whether what the dictionary does not explain was left in place.
-    """
-
-    rows: list[MaskRow]
-    unmasked: dict[str, float]
-    n_images: int
-    error_kept: bool
-
-    def accuracy(self, model: str, ranking: str, direction: str, k: int, classes: Sequence[int] | None = None) -> float:
-        """Accuracy over the images of some classes, or all; NaN where there is no such image."""
-        found = [r for r in self.rows if (r.model, r.ranking, r.direction, r.k) == (model, ranking, direction, k)
-                 and (classes is None or r.class_id in classes)]  # fmt: skip
-        n = sum(r.n for r in found)
-        return sum(r.correct for r in found) / n if n else float("nan")
-
-    def base_and_new(self, model: str, ranking: str, direction: str, k: int, base: Sequence[int], new: Sequence[int]):
-        """Accuracies on base and new classes and their harmonic mean, in per cent."""
-        b, n = (100 * self.accuracy(model, ranking, direction, k, classes) for classes in (base, new))
-        return b, n, harmonic_mean(b, n)
-
-    def series(self) -> dict[tuple[str, str, str], tuple[list[int], list[float], list[float], list[float]]]:
-        """By direction, model and ranking: k, accuracy over all images, ends of its Wilson interval."""
-        sums: dict[tuple, dict[int, list[int]]] = {}
-        for r in self.rows:
-            total = sums.setdefault((r.direction, r.model, r.ranking), {}).setdefault(r.k, [0, 0])
-            total[0] += r.correct
-            total[1] += r.n
-        found = {}
-        for key, by_k in sums.items():
-            right, n = np.array([by_k[k] for k in sorted(by_k)]).T
-            low, high = wilson(
-                np.round(right * self.n_images / n), np.full(len(n), self.n_images)
-            )  # seeds share images
-            found[key] = sorted(by_k), (right / n).tolist(), low.tolist(), high.tolist()
-        return found
-
-    def write_csv(self, path: str | Path) -> Path:
-        """Write the table in long format, in one step."""
-        names = ("condition", "model", "ranking", "direction", "k", "class_id", "n", "correct", "accuracy")
-        with replacing(Path(path)) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-            out = csv.writer(file)
-            out.writerow([*names, "error_kept"])
-            out.writerows([*(getattr(row, name) for name in names), self.error_kept] for row in self.rows)
-        return Path(path)
-
-
-def rankings_of(aggregates: Aggregates, n_classes: int, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, np.ndarray]:
-    """Places of all latents, `[C, n]` by ranking: of the class itself, of the data set, and at random for every seed.
-
-    Classes without images get the data set's.
-    """
-    whole = _places(dataset_ranking(aggregates).order)
-    known = set(aggregates.classes.tolist())
-    rows = [_places(class_ranking(aggregates, c).order) if c in known else whole for c in range(n_classes)]
-    found = {"class": np.stack(rows), "dataset": np.tile(whole, (n_classes, 1))}
-    for seed in seeds:
-        found[f"random {seed}"] = np.tile(_places(random_ranking(aggregates, seed).order), (n_classes, 1))
-    return found
-
-
-def _places(order: np.ndarray) -> np.ndarray:
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order))
-    return places
+Condition = tuple[str, str, Size, bool]  # ranking, direction, k, error kept
 
 
 @torch.no_grad()
 def masking_curves(
-    models: Mapping[str, Backbone], dictionary: Dictionary, images: Sequence, labels: Sequence[int],
-    class_names: Sequence[str], rankings: Mapping[str, np.ndarray], *, ks: Sequence[int] = KS,
-    templates: Sequence[str] = DEFAULT_TEMPLATES, error_kept: bool = True, site: str | None = None, batch_size: int = 8,
+    models: Mapping[str, Backbone],
+    dictionary: Dictionary,
+    images: Sequence,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    rankings: Mapping[str, np.ndarray],
+    *,
+    ks: Sequence[Size] = KS,
+    directions: Sequence[str] = DIRECTIONS,
+    error_kept: Sequence[bool] = (True,),
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    roles: Sequence[str] = ROLES,
+    site: str | None = None,
+    batch_size: int = 64,
     progress: bool = True,
-) -> MaskingCurves:  # fmt: skip
-    """Accuracy of models while latents are kept or removed, `x + D(z masked) - D(z)` at every image token of the site.
+) -> MaskingCurves:
+    """Accuracy of models while the first k latents of a ranking are kept ("on") or removed ("off").
 
-    Images of class c are seen under the masks of class c alone (PatchSAE's causal test, arXiv 2412.05276, section 4). The
-    tokens of prompts stay as they are. Each image runs through the blocks before the site once; all masks share that.
+    Tokens become `x + D(z') - D(z)`, or `D(z')` without the error, with `z'` the codes under the mask. Images of class
+    c are seen under the masks of class c alone (PatchSAE's causal test, arXiv 2412.05276, section 4). Each image is
+    encoded once and runs through the blocks before the site once; masks that leave an image the same codes share the
+    blocks after it.
 
     Args:
         models: by name, such as {"base": ..., "adapted": ...}.
-        dictionary: with one decoder and a transform of all tokens alike.
-        images, labels: what is classified; class numbers in `class_names`, images with negative ones are left out.
+        dictionary: any family.
+        images: sequence of images or scenes, or preprocessed pixels `[I, 3, H, W]`.
+        labels: class number of every image, in `class_names`.
         class_names, templates: as for `Backbone.head`.
-        rankings: places of latents `[C, n_latents]`, 0 first, from `rankings_of`; several called "random SEED" are averaged.
-        ks: sizes of the top; the whole dictionary is added.
-        error_kept: leave in place what the dictionary does not explain; else the tokens become reconstructions.
+        rankings: by name, latents first to last: `[C, k_max]`, a row a class, or `[k_max]` for all classes alike.
+        ks: sizes of the top, at most `k_max` of every ranking; "all" is the whole dictionary.
+        directions: "on", "off" or both.
+        error_kept: whether what the dictionary does not explain stays in place; both for both.
+        roles: of the tokens that are edited.
         site: a residual or pooled site of the vision tower; the dictionary's own where None.
-        batch_size: images at a time, each under every mask.
+        batch_size: images in the blocks after the site at a time, counting every mask's.
         progress: show a progress bar.
 
     Returns:
-        `MaskingCurves`.
+        `MaskingCurves`: one row a model, mask and class, and rows of the condition "unmasked".
 
     Raises:
-        ValueError: for rankings of another shape, negative ks, labels that do not fit, or a decoder that is not linear.
+        ValueError: for labels, rankings, sizes or directions that do not fit.
+
+    Example:
+        >>> from vlsae import load_model, world
+        >>> from vlsae.dictionaries.topk import TopKDictionary
+        >>> sae = TopKDictionary(192, 16, k=4)
+        >>> found = masking_curves({"base": load_model("tiny")}, sae, world.scenes(4), [0, 1, 0, 1], ["cat", "dog"],
+        ...                        {"dataset": np.arange(16)}, ks=(0, 2, "all"), site="vision.-2.resid_post", progress=False)
+        >>> found.point("base", "dataset", "off", 0) == found.unmasked("base") == found.point("base", "dataset", "on", "all")
+        True
     """
-    labels = np.asarray(labels)
-    shape = len(class_names), dictionary.n_latents
-    if len(labels) != len(images) or labels.max(initial=-1) < 0 or labels.max() >= len(class_names) or min(ks) < 0:
+    labels = check_labels(len(images), labels, len(class_names))
+    orders = {name: _order(name, ranking, dictionary, len(class_names), ks) for name, ranking in rankings.items()}
+    unknown = set(directions) - set(DIRECTIONS)
+    if unknown or not set(error_kept) <= {True, False}:
         raise ValueError(
-            f"{len(images)} images, {len(labels)} labels, {len(class_names)} class names and ks={tuple(ks)} were given; "
-            "give one label an image, numbers of the class names, and sizes of at least 0."
+            f"directions={tuple(directions)}, error_kept={tuple(error_kept)}; use 'on', 'off', True, False."
         )
-    wrong = [f"{name!r} {places.shape}" for name, places in rankings.items() if places.shape != shape]
-    if wrong:
-        raise ValueError(f"Rankings are {', '.join(wrong)}; expected places of all latents, {shape}.")
-    sizes = sorted({*ks, dictionary.n_latents} - {k for k in ks if k > dictionary.n_latents})
-    chosen, site = np.flatnonzero(labels >= 0), dictionary_site(dictionary, site)
-    counts: dict[tuple, list[int]] = {}
-    unmasked = {}
+    conditions = [(name, way, k, error) for name in orders for k in ks for way in directions for error in error_kept]
+    classes, rows = torch.from_numpy(labels), []
+    size = max(1, batch_size // max(1, len(conditions)))
     for name, model in models.items():
-        masks = _Masks(dictionary, rankings, sizes, error_kept, _image_tokens(model, site))
-        head, right = model.head(class_names, templates), 0
-        for start in tqdm(range(0, len(chosen), batch_size), desc=f"masks, {name}", unit="batch", disable=not progress):
-            rows = chosen[start : start + batch_size]
-            classes = torch.from_numpy(labels[rows])
-            with model.edit(site, lambda tokens, classes=classes, masks=masks: masks(tokens, classes)):
-                embeddings = F.normalize(model.forward_image(model.pixels([images[i] for i in rows])).float(), dim=-1)
-            hits = head(embeddings).argmax(-1).cpu().unflatten(0, (-1, len(rows))) == classes
-            right += int(hits[0].sum())
-            for (ranking, direction, k), row in zip(masks.conditions(), hits[1:], strict=True):
-                for c in classes.unique().tolist():
-                    at = classes == c
-                    total = counts.setdefault((name, ranking.split()[0], direction, k, c), [0, 0])
-                    total[0] += int(at.sum())
-                    total[1] += int(row[at].sum())
-        unmasked[name] = right / len(chosen)
-    return MaskingCurves([MaskRow(*key, *total) for key, total in counts.items()], unmasked, len(chosen), error_kept)
+        tokens, head = SiteTokens(model, dictionary_site(dictionary, site), roles), model.head(class_names, templates)
+        hits = torch.zeros(len(conditions) + 1, len(images), dtype=torch.bool)
+        for part, batch in image_batches(images, size, f"masks, {name}", progress):
+            masks = _Masks(dictionary, orders, conditions, classes[part])
+            found = head(tokens.forward(model.pixels(batch), masks)).argmax(-1).cpu()
+            hits[:, part] = found[masks.index] == classes[part]
+        rows += _rows(name, [("", "", 0, True), *conditions], hits.numpy(), labels)
+    return MaskingCurves(rows, tuple(class_names))
 
 
-def _image_tokens(model: Backbone, site: str) -> list[int]:
-    return [0] if site.endswith("pooled") else [i for i, role in enumerate(model.token_roles) if role != "prompt"]
+def _order(name: str, ranking: np.ndarray, dictionary: Dictionary, n_classes: int, ks: Sequence[Size]) -> Tensor:
+    """A ranking as `[C or 1, k_max]`, after a look at it."""
+    order, n = np.atleast_2d(np.asarray(ranking)), dictionary.n_latents
+    sizes = [k for k in ks if k != "all"]
+    if order.ndim != 2 or len(order) not in (1, n_classes) or not np.issubdtype(order.dtype, np.integer):
+        raise ValueError(
+            f"Ranking {name!r} is {order.dtype} {np.shape(ranking)}; give latents [k_max] or [{n_classes}, k_max]."
+        )
+    if any(not isinstance(k, (int, np.integer)) or not 0 <= k <= order.shape[1] for k in sizes):
+        raise ValueError(
+            f"ks={tuple(ks)} were given and ranking {name!r} has {order.shape[1]} latents; use 0 to that, and 'all'."
+        )
+    in_order = np.sort(order, 1)
+    if order.size and (in_order[:, 0].min() < 0 or in_order[:, -1].max() >= n or (np.diff(in_order) == 0).any()):
+        raise ValueError(
+            f"Ranking {name!r} repeats a latent or names one outside 0 to {n - 1}; name each once at most."
+        )
+    return torch.from_numpy(order.astype(np.int64))
 
 
+@dataclass
 class _Masks:
-    """An edit that gives the tokens of some images once as they are and then under every mask.
+    """The variants of a batch of images: each as it is, and under every condition, equal ones once.
 
-    A latent's place falls into one of the intervals between the sizes; sums of what the latents of each interval write
-    are made once, and their running sums are the masks of all sizes in both directions.
+    Attributes:
+        index: `[1 + conditions, B]`, the variant of each image under each condition, the unmasked one first.
     """
 
-    def __init__(self, dictionary: Dictionary, rankings: Mapping[str, np.ndarray], sizes: Sequence[int], error_kept: bool,
-                 own: Sequence[int]):  # fmt: skip
-        self.dictionary, self.sizes, self.error_kept, self.own = dictionary, list(sizes), error_kept, list(own)
-        device = dictionary.W_dec.device
-        self.atoms = written(dictionary)
-        bounds = torch.tensor(self.sizes, device=device)
-        self.intervals = {
-            name: torch.bucketize(torch.as_tensor(p, device=device), bounds, right=True) for name, p in rankings.items()
-        }
+    dictionary: Dictionary
+    orders: Mapping[str, Tensor]
+    conditions: Sequence[Condition]
+    classes: Tensor
+    index: Tensor = field(init=False)
 
-    def conditions(self) -> Iterator[tuple[str, str, int]]:
-        """Ranking, direction and k of every mask, in the order of the result."""
-        return ((name, way, k) for name in self.intervals for way in DIRECTIONS for k in self.sizes)
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        n, t = x.shape[:2]
+        self.flat = x.flatten(0, 1).to(self.dictionary.W_dec)
+        self.codes = self.dictionary.encode_sparse(self.flat)
+        self.whole = self._decode(torch.ones_like(self.codes.rows, dtype=torch.bool))
+        self.image = self.codes.rows // t
+        active = torch.bincount(self.image, minlength=n)
+        parts, owners, known = [x], [*range(n)], {(i, "all", True): i for i in range(n)}
+        index = [list(range(n))]
+        for name, way, k, error in self.conditions:
+            kept = self._first(name, k) if way == "on" else ~self._first(name, k)
+            sizes = torch.bincount(self.image[kept], minlength=n)
+            keys = [(i, self._key(name, way, int(s), int(a)), error)
+                    for i, (s, a) in enumerate(zip(sizes, active, strict=True))]  # fmt: skip
+            new = [key[0] for key in keys if key not in known]
+            if new:
+                parts.append(self._tokens(kept, error).unflatten(0, (n, t))[new].to(x))
+                known |= {keys[i]: len(owners) + j for j, i in enumerate(new)}
+                owners += new
+            index.append([known[key] for key in keys])
+        self.index = torch.tensor(index)
+        return torch.cat(parts), torch.tensor(owners)
 
-    def __call__(self, tokens: Tensor, classes: Tensor) -> Tensor:
-        x = tokens[:, self.own]
-        n_images, n_tokens = x.shape[:2]
-        flat = x.flatten(0, 1).float().to(self.atoms.device)
-        z = self.dictionary.encode_sparse(flat)
-        parts = z.values[:, None] * self.atoms[z.latents]
-        of_row = classes.to(z.rows.device).repeat_interleave(n_tokens)[z.rows]
-        whole = torch.zeros_like(flat).index_add_(0, z.rows, parts)
-        start = flat if self.error_kept else self.dictionary.decode(z, like=flat)
-        results = [flat]
-        for intervals in self.intervals.values():
-            slot = z.rows * (len(self.sizes) + 1) + intervals[of_row, z.latents]
-            sums = flat.new_zeros(len(flat) * (len(self.sizes) + 1), flat.shape[1]).index_add_(0, slot, parts)
-            top = sums.unflatten(0, (len(flat), -1)).cumsum(1)[:, :-1].unbind(1)
-            results += [start - (whole - kept) for kept in top] + [start - removed for removed in top]
-        masked = torch.stack(results).unflatten(1, (n_images, n_tokens)).to(tokens)
-        changed = tokens.expand(len(masked), *tokens.shape).clone()
-        changed[:, :, self.own] = masked
-        return changed.flatten(0, 1)
+    @staticmethod
+    def _key(name: str, way: str, kept: int, active: int) -> tuple | str:
+        """Equal for masks that leave an image the same codes: those of one ranking are nested, so their number tells."""
+        if kept in (0, active):
+            return "all" if kept == active else "none"
+        return name, way, kept
+
+    def _first(self, name: str, k: Size) -> Tensor:
+        """Which codes are of the first k latents of their image's class."""
+        if k == "all":
+            return torch.ones_like(self.codes.rows, dtype=torch.bool)
+        order = self.orders[name][:, :k]
+        rows = self.classes if len(order) > 1 else torch.zeros_like(self.classes)
+        chosen, inverse = rows.unique(return_inverse=True)
+        member = torch.zeros(len(chosen), self.dictionary.n_latents, dtype=torch.bool).scatter_(1, order[chosen], True)
+        member, inverse = member.to(self.image.device), inverse.to(self.image.device)
+        return member[inverse[self.image], self.codes.latents]
+
+    def _tokens(self, kept: Tensor, error: bool) -> Tensor:
+        decoded = self._decode(kept)
+        return self.flat + (decoded - self.whole) if error else decoded
+
+    def _decode(self, kept: Tensor) -> Tensor:
+        c = self.codes
+        return self.dictionary.decode(
+            Codes(c.rows[kept], c.latents[kept], c.values[kept], c.n, c.n_latents), like=self.flat
+        )
+
+
+def _rows(model: str, conditions: Sequence[Condition], hits: np.ndarray, labels: np.ndarray) -> list[MaskRow]:
+    """One row a condition and class that has images."""
+    classes = np.unique(labels)
+    members = labels == classes[:, None]
+    counts = hits.astype(np.int64) @ members.T
+    return [
+        MaskRow(model, ranking, way, k, error, int(c), int(n), int(right))
+        for (ranking, way, k, error), row in zip(conditions, counts, strict=True)
+        for c, n, right in zip(classes, members.sum(1), row, strict=True)
+    ]
