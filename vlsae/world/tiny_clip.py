@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vlsae.world.captions import concepts
 
-FOLDER = Path(__file__).parent / "tiny"
 ARCHITECTURES = {
     "tiny": {
         "embed_dim": 192,
@@ -20,6 +19,8 @@ ARCHITECTURES = {
         "text": {"width": 64, "heads": 4, "layers": 2},
     },
 }
+FOLDERS = {name: Path(__file__).parent / name for name in ARCHITECTURES}
+FOLDER = FOLDERS["tiny"]
 CONTEXT_LENGTH = 40
 GRAMMAR = ("a", "an", "the", "and", "on", "of", "in", "with", "left", "right", "above", "below", "photo", "picture",
            "image", "background", "no", "word")  # fmt: skip
