@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlsae.activations import StoreError
+from vlsae import extract
+from vlsae.activations import StoreError, common_grid
 from vlsae.dictionaries.checkpoint import CheckpointError
 from vlsae.dictionaries.universal import UniversalDictionary, load_universal
 from vlsae.metrics.cross_reconstruction import cross_reconstruction
@@ -102,6 +103,61 @@ def test_the_published_recipe_trains_and_is_saved(tmp_path):
     assert (again["a"].b_dec == 0).all()
     with pytest.raises(CheckpointError, match=r"universal.json cannot be read"):
         load_universal(tmp_path / "0")
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process between two steps."""
+
+
+@pytest.mark.parametrize("update", ["all", "sampled"])
+def test_a_killed_run_continues_to_the_same_bytes(store, tiny16, tmp_path, monkeypatch, update):
+    """Killed after step 9 of 14, of which 8 are in the checkpoint, in another pass over the stores than the first."""
+    import vlsae.training.universal as module
+
+    other = extract(tiny16, scenes(24, seed=5), out=tmp_path / "16", batch_size=8, shard_images=8, progress=False)
+    stores = common_grid({"a": store, "b/c": other})
+    options = {"n_latents": 16, "k": 2, "steps": 14, "batch_size": 60, "checkpoint_every": 4, "update": update,
+               "dead_after_tokens": 200, "lr": 1e-2, "progress": False}  # fmt: skip
+    train_universal(stores, "batch_norm_topk", out=tmp_path / "whole", **options)
+    advance, left = module._advance, iter(range(9))
+
+    def killed(*args):
+        if next(left, None) is None:
+            raise Killed
+        advance(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module, "_advance", killed)
+        train_universal(stores, "batch_norm_topk", out=tmp_path / "parts", **options)
+    assert not (tmp_path / "parts" / "universal.json").exists()
+    taken = []
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_advance", lambda *args: (taken.append(1), advance(*args)))
+        train_universal(stores, "batch_norm_topk", out=tmp_path / "parts", **options)
+    assert len(taken) == 14 - 8
+    files = sorted(f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*.*") if f.suffix != ".pt")
+    assert len(files) == 5  # names, and weights with their config for each model
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes(), file
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    x, _, _ = _planted(200)
+    small = {"n_latents": 32, "k": 5, "steps": 2, "batch_size": 100, "progress": False, "out": tmp_path}
+    train_universal(x, "topk", **small)
+    with pytest.raises(ValueError, match="update: 'all' there, 'sampled' now"):
+        train_universal(x, "topk", update="sampled", **small)
+    with pytest.raises(ValueError, match="k: 5 there, 4 now"):
+        train_universal(x, "topk", **{**small, "k": 4})
+    with pytest.raises(ValueError, match="holds a run on other data"):
+        train_universal({**x, "b": x["b"].flip(0)}, "topk", **small)
+    with pytest.raises(ValueError, match="holds a, b, not a"):
+        train_universal({"a": x["a"]}, "topk", **small)
+    with pytest.raises(ValueError, match=r"models trained together \(a, b\)"):
+        train(x["a"], "topk", **small)
+    train(x["a"], "topk", **{**small, "out": tmp_path / "one"})
+    with pytest.raises(ValueError, match="holds a single run, not a, b"):
+        train_universal(x, "topk", **{**small, "out": tmp_path / "one"})
 
 
 def test_what_cannot_share_is_refused():

@@ -28,6 +28,7 @@ class Evaluator:
     def __init__(self, folder: Path):
         import open_clip
 
+        self.folder = Path(folder)
         self.model = open_clip.create_model(f"local-dir:{folder}").eval()
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         self.words = self.text(WORDS)
