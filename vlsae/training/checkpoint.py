@@ -117,7 +117,9 @@ def write_joint_checkpoint(folder: Path, runs: Mapping[str, Run], about: dict) -
         about: what else has to be the same when the runs are continued, or is needed for it; `torch.load` must read it.
     """
     with replacing(folder / CHECKPOINT) as partial:
-        torch.save({"about": about, "runs": {name: _state(run) | _own_state(run) for name, run in runs.items()}}, partial)
+        torch.save(
+            {"about": about, "runs": {name: _state(run) | _own_state(run) for name, run in runs.items()}}, partial
+        )
 
 
 def read_joint_checkpoint(folder: Path, runs: Mapping[str, Run]) -> dict | None:
