@@ -107,16 +107,19 @@ def test_muon_direction_is_orthogonal():
     assert alignment.min() > 0.7
 
 
-def test_train_resumes_to_the_same_weights(tmp_path):
+@pytest.mark.parametrize("architecture", tiny_clip.ARCHITECTURES)
+def test_train_resumes_to_the_same_weights(tmp_path, architecture):
     """Three steps at once, or one and then the rest after a restart."""
     from vlsae.world import train_clip
 
     torch.set_num_threads(1)
-    whole = train_clip.train(tmp_path / "a", 12, batch_size=4)
-    train_clip.train(tmp_path / "b", 4, schedule_images=12, batch_size=4)
-    parts = train_clip.train(tmp_path / "b", 12, batch_size=4)
+    whole = train_clip.train(tmp_path / "a", 12, batch_size=4, architecture=architecture)
+    train_clip.train(tmp_path / "b", 4, schedule_images=12, batch_size=4, architecture=architecture)
+    parts = train_clip.train(tmp_path / "b", 12, batch_size=4, architecture=architecture)
     torch.set_num_threads(2)
     assert (whole / "open_clip_model.safetensors").read_bytes() == (parts / "open_clip_model.safetensors").read_bytes()
+    written = json.loads((parts / "open_clip_config.json").read_text())
+    assert written["model_cfg"]["vision_cfg"]["width"] == tiny_clip.ARCHITECTURES[architecture]["vision"]["width"]
 
 
 def test_scores_of_the_card_hold(evaluator):
