@@ -23,7 +23,7 @@ MODELS = ("tiny", "tiny16")
 RECIPES = {
     "topk, all": {"arch": "topk", "update": "all", "input_transform": "centre_sqrt_d", "lr": 2e-3},
     "topk, sampled": {"arch": "topk", "update": "sampled", "input_transform": "centre_sqrt_d", "lr": 2e-3},
-    "usae as published, sampled": {"preset": "usae", "update": "sampled", "lr": 2e-3},
+    "preset usae, sampled": {"preset": "usae", "update": "sampled", "lr": 2e-3},
 }
 
 

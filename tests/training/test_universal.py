@@ -191,11 +191,13 @@ def test_images_and_captions_of_the_tiny_clip(tiny):
 
 
 def test_patches_of_two_backbones(tiny, tiny16):
-    """Other grids, widths and seeds: each encoder rebuilds the other's patches of unseen scenes, unless scenes were shuffled."""
+    """Other grids, widths, seeds: encoders rebuild each other's patches of unseen scenes, unless scenes were shuffled."""
     drawn = scenes(200, seed=4)
     x = {model.spec: model.tokens(drawn)[:, 1:] for model in (tiny, tiny16)}
     x["tiny"] = resample_patches(x["tiny"], tiny.patch_grid, tiny16.patch_grid)
-    seen, unseen = ({m: values[part].flatten(0, 1) for m, values in x.items()} for part in (slice(160), slice(160, None)))
+    seen, unseen = (
+        {m: values[part].flatten(0, 1) for m, values in x.items()} for part in (slice(160), slice(160, None))
+    )
     order = torch.randperm(160, generator=torch.Generator().manual_seed(0))
     shuffled = {**seen, "tiny16": x["tiny16"][:160][order].flatten(0, 1)}  # places stay
     options = {"n_latents": 64, "k": 8, "steps": 120, "batch_size": 256, "lr": 3e-3, "input_transform": "centre_sqrt_d"}
