@@ -19,6 +19,13 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def tiny16():
+    from vlsae import load_model
+
+    return load_model("tiny16")
+
+
+@pytest.fixture(scope="session")
 def store(tiny, tmp_path_factory):
     """Activations of 24 scenes of several objects, with their group as label."""
     from vlsae import extract

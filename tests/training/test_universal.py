@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlsae.activations import StoreError
+from vlsae import extract
+from vlsae.activations import StoreError, common_grid, resample_patches
 from vlsae.dictionaries.checkpoint import CheckpointError
 from vlsae.dictionaries.universal import UniversalDictionary, load_universal
 from vlsae.metrics.cross_reconstruction import cross_reconstruction
@@ -104,6 +105,61 @@ def test_the_published_recipe_trains_and_is_saved(tmp_path):
         load_universal(tmp_path / "0")
 
 
+class Killed(Exception):
+    """Stands for whatever ends a process between two steps."""
+
+
+@pytest.mark.parametrize("update", ["all", "sampled"])
+def test_a_killed_run_continues_to_the_same_bytes(store, tiny16, tmp_path, monkeypatch, update):
+    """Killed after step 9 of 14, of which 8 are in the checkpoint, in another pass over the stores than the first."""
+    import vlsae.training.universal as module
+
+    other = extract(tiny16, scenes(24, seed=5), out=tmp_path / "16", batch_size=8, shard_images=8, progress=False)
+    stores = common_grid({"a": store, "b/c": other})
+    options = {"n_latents": 16, "k": 2, "steps": 14, "batch_size": 60, "checkpoint_every": 4, "update": update,
+               "dead_after_tokens": 200, "lr": 1e-2, "progress": False}  # fmt: skip
+    train_universal(stores, "batch_norm_topk", out=tmp_path / "whole", **options)
+    advance, left = module._advance, iter(range(9))
+
+    def killed(*args):
+        if next(left, None) is None:
+            raise Killed
+        advance(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module, "_advance", killed)
+        train_universal(stores, "batch_norm_topk", out=tmp_path / "parts", **options)
+    assert not (tmp_path / "parts" / "universal.json").exists()
+    taken = []
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_advance", lambda *args: (taken.append(1), advance(*args)))
+        train_universal(stores, "batch_norm_topk", out=tmp_path / "parts", **options)
+    assert len(taken) == 14 - 8
+    files = sorted(f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*.*") if f.suffix != ".pt")
+    assert len(files) == 5  # names, and weights with their config for each model
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes(), file
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    x, _, _ = _planted(200)
+    small = {"n_latents": 32, "k": 5, "steps": 2, "batch_size": 100, "progress": False, "out": tmp_path}
+    train_universal(x, "topk", **small)
+    with pytest.raises(ValueError, match="update: 'all' there, 'sampled' now"):
+        train_universal(x, "topk", update="sampled", **small)
+    with pytest.raises(ValueError, match="k: 5 there, 4 now"):
+        train_universal(x, "topk", **{**small, "k": 4})
+    with pytest.raises(ValueError, match="holds a run on other data"):
+        train_universal({**x, "b": x["b"].flip(0)}, "topk", **small)
+    with pytest.raises(ValueError, match="holds a, b, not a"):
+        train_universal({"a": x["a"]}, "topk", **small)
+    with pytest.raises(ValueError, match=r"models trained together \(a, b\)"):
+        train(x["a"], "topk", **small)
+    train(x["a"], "topk", **{**small, "out": tmp_path / "one"})
+    with pytest.raises(ValueError, match="holds a single run, not a, b"):
+        train_universal(x, "topk", **{**small, "out": tmp_path / "one"})
+
+
 def test_what_cannot_share_is_refused():
     x, _, _ = _planted(100)
     with pytest.raises(ValueError, match="update='both' is unknown"):
@@ -131,4 +187,23 @@ def test_images_and_captions_of_the_tiny_clip(tiny):
         for data in (seen, {**seen, "text": seen["text"][order]})
     )
     assert min(r2[0, 1], r2[1, 0]) > 0.15  # measured: .36 for text from images, .24 for images from text
+    assert max(control[0, 1], control[1, 0]) <= 0
+
+
+def test_patches_of_two_backbones(tiny, tiny16):
+    """Other grids, widths, seeds: encoders rebuild each other's patches of unseen scenes, unless scenes were shuffled."""
+    drawn = scenes(200, seed=4)
+    x = {model.spec: model.tokens(drawn)[:, 1:] for model in (tiny, tiny16)}
+    x["tiny"] = resample_patches(x["tiny"], tiny.patch_grid, tiny16.patch_grid)
+    seen, unseen = (
+        {m: values[part].flatten(0, 1) for m, values in x.items()} for part in (slice(160), slice(160, None))
+    )
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(0))
+    shuffled = {**seen, "tiny16": x["tiny16"][:160][order].flatten(0, 1)}  # places stay
+    options = {"n_latents": 64, "k": 8, "steps": 120, "batch_size": 256, "lr": 3e-3, "input_transform": "centre_sqrt_d"}
+    r2, control = (
+        cross_reconstruction(train_universal(data, "topk", **options, progress=False), unseen)
+        for data in (seen, shuffled)
+    )
+    assert min(r2[0, 1], r2[1, 0]) > 0.25  # measured: .37 for tiny16 from tiny, .41 for tiny from tiny16
     assert max(control[0, 1], control[1, 0]) <= 0

@@ -2,6 +2,7 @@
 
 from vlsae.activations.extraction import extract
 from vlsae.activations.format import TOKEN_POLICIES, StoreConfig, StoreError
+from vlsae.activations.grids import OnGrid, common_grid, resample_patches
 from vlsae.activations.modalities import TwoModalities
 from vlsae.activations.paired import PairedActivations
 from vlsae.activations.ranks import job_place, missing_ranks
@@ -10,12 +11,15 @@ from vlsae.activations.reader import ActivationStore, ReaderState
 __all__ = [
     "TOKEN_POLICIES",
     "ActivationStore",
+    "OnGrid",
     "PairedActivations",
     "ReaderState",
     "StoreConfig",
     "StoreError",
     "TwoModalities",
+    "common_grid",
     "extract",
     "job_place",
     "missing_ranks",
+    "resample_patches",
 ]

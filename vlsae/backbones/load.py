@@ -11,9 +11,11 @@ from urllib.parse import urlparse
 
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.precision import set_precision
+from vlsae.world.tiny_clip import FOLDERS
 
 FORMS = (
-    "'tiny', 'open_clip:ARCH/TAG' (open_clip:ViT-B-16/openai), 'hf:ID' (hf:openai/clip-vit-base-patch16), or a folder"
+    "'tiny', 'tiny16', 'open_clip:ARCH/TAG' (open_clip:ViT-B-16/openai), 'hf:ID' (hf:openai/clip-vit-base-patch16), or "
+    "a folder"
 )
 
 
@@ -37,8 +39,8 @@ def load_model(spec: str | Path | Backbone, device: str = "cpu", precision: str 
     """Open a model by name.
 
     Args:
-        spec: "tiny" (the embedded CLIP), "open_clip:ARCH/TAG" or "open_clip:ARCH/FILE", "hf:ID-or-folder", or a local
-            folder in either format. A `Backbone` passes through.
+        spec: "tiny" or "tiny16" (the embedded CLIPs, of 8 x 8 and 4 x 4 patches), "open_clip:ARCH/TAG" or
+            "open_clip:ARCH/FILE", "hf:ID-or-folder", or a local folder in either format. A `Backbone` passes through.
         device: "cpu", "cuda", ...
         precision: how the blocks of the vision tower compute (see `set_precision`): "float32", "float32_onednn" (twice
             as fast on AMD processors with AVX-512) or "bfloat16" (some times as fast on processors and GPUs that have
@@ -74,11 +76,9 @@ def _load(text: str, device: str) -> Backbone:
     from vlsae.backbones.huggingface import load_hugging_face
     from vlsae.backbones.openclip import load_open_clip
 
-    if text == "tiny":
-        from vlsae.world.tiny_clip import FOLDER
-
-        model = load_open_clip(str(FOLDER), device)
-        model.spec = "tiny"
+    if text in FOLDERS:
+        model = load_open_clip(str(FOLDERS[text]), device)
+        model.spec = text
         return model
     kind, _, name = text.partition(":")
     if Path(text).is_dir():

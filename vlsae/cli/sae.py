@@ -20,7 +20,7 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
 
     extract = add("extract", "Write a model's patch tokens of your images to disk.", RUN / "activations")
     extract.add_argument("images", help="a picture, a folder, a .csv with a column 'path', or a .txt list")
-    extract.add_argument("--model", default="tiny", help="tiny, open_clip:ARCH/TAG, hf:ID, or a folder")
+    extract.add_argument("--model", default="tiny", help="tiny, tiny16, open_clip:ARCH/TAG, hf:ID, or a folder")
     extract.add_argument("--site", nargs="+", default=["vision.-2.resid_post"], help="TOWER.BLOCK.STREAM")
     extract.add_argument("--tokens", default="patches", choices=["patches", "cls", "patches+cls", "all", "random_k"])
     extract.add_argument("--random-k", type=int, default=0, help="tokens an image with --tokens random_k")

@@ -48,7 +48,7 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="tiny", help="tiny, open_clip:ARCH/TAG, hf:ID, or a folder")
     command.add_argument("--device", default="cpu")
     command.add_argument("--vocabulary", default=None, help="concepts-en, tiny, laion, laion_bigrams, mscoco, or a file; "
-                         "by default tiny for the tiny model, else concepts-en")  # fmt: skip
+                         "by default tiny for the tiny models, else concepts-en")  # fmt: skip
     command.add_argument("--size", type=int, default=None, help="the most frequent concepts only")
     penalty = command.add_mutually_exclusive_group()
     penalty.add_argument("--l1", type=float, default=None, help="penalty of ||z - wC||^2 + l1 ||w||_1; default 0.25")
@@ -87,7 +87,7 @@ def _splice(options: argparse.Namespace):
     from vlsae.backbones.load import load_model
     from vlsae.splice import SpLiCE
 
-    vocabulary = options.vocabulary or ("tiny" if options.model == "tiny" else "concepts-en")
+    vocabulary = options.vocabulary or ("tiny" if options.model in ("tiny", "tiny16") else "concepts-en")
     modality = "text_mean" if getattr(options, "text", False) else "image_mean"
     mean = {modality: {"none": False, None: None}.get(options.mean, options.mean)}
     return SpLiCE(

@@ -73,3 +73,34 @@ def concept_energy(z: Tensor, atoms: Tensor) -> Tensor:
         [25.0]
     """
     return (z.mean(0)[:, None] * atoms).square().sum(1)
+
+
+def energy_cofiring(energy: Tensor, cofires: Tensor, least: int = 1) -> float:
+    """Whether concepts that all models share carry more: the correlation of `log energy_k` and `log |C_k|`.
+
+    Args:
+        energy: `[n_latents]`, of one model (`concept_energy`).
+        cofires: `[n_latents]`, how often all models fire together (`Universality.cofires`).
+        least: co-firings that a latent must have to be counted; the paper reports all, and those above 1,000.
+
+    Returns:
+        Pearson's r in logarithms (arXiv 2502.03714), over latents that have energy and co-fire; NaN for fewer than
+        three of them, or where one of the two is the same for all.
+
+    Raises:
+        ValueError: for unequal shapes, or `least` below 1.
+
+    Example:
+        >>> cofires = torch.tensor([1, 10, 100, 0])
+        >>> round(energy_cofiring(3.0 * cofires**2, cofires), 6)
+        1.0
+    """
+    if energy.ndim != 1 or energy.shape != cofires.shape or least < 1:
+        raise ValueError(
+            f"Energy has shape {tuple(energy.shape)}, cofires {tuple(cofires.shape)}, least={least}; give one number a "
+            "latent each, and count latents that co-fire once or more."
+        )
+    kept = (energy > 0) & (cofires >= least)
+    if kept.sum() < 3:
+        return math.nan
+    return float(torch.corrcoef(torch.stack([energy[kept].double().log(), cofires[kept].double().log()]))[0, 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,20 +23,10 @@ CHECKPOINT = "checkpoint.pt"
 def write_checkpoint(run: Run) -> None:
     """Replace the checkpoint in the run's folder, in one step; files of parts are written before, old ones then removed."""
     shards = run.team.shards
-    state = {
-        "config": asdict(run.config),
-        "objectives": {objective.name: objective.state for objective in run.objectives},
-        "step": run.step,
-        "tokens_seen": run.tokens_seen,
-        "data": run.fingerprint,
-        "reader": [run.reader.seed, run.reader.rank, run.reader.position],
-        "parts": [f"checkpoint-{run.step}.{s}-of-{shards}.pt" for s in range(shards)] if shards > 1 else [],
+    state = _state(run) | {
+        "parts": [f"checkpoint-{run.step}.{s}-of-{shards}.pt" for s in range(shards)] if shards > 1 else []
     }
-    own = {
-        "dictionary": run.dictionary.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "silent": run.silent,
-    }
+    own = _own_state(run)
     if shards > 1:
         if run.team.rank < shards:
             with replacing(run.out / state["parts"][run.team.shard]) as partial:
@@ -52,6 +42,27 @@ def write_checkpoint(run: Run) -> None:
     run.team.wait()
 
 
+def _state(run: Run) -> dict:
+    """What all processes of a run have in common."""
+    return {
+        "config": asdict(run.config),
+        "objectives": {objective.name: objective.state for objective in run.objectives},
+        "step": run.step,
+        "tokens_seen": run.tokens_seen,
+        "data": run.fingerprint,
+        "reader": [run.reader.seed, run.reader.rank, run.reader.position],
+    }
+
+
+def _own_state(run: Run) -> dict:
+    """What belongs to this process's latents."""
+    return {
+        "dictionary": run.dictionary.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "silent": run.silent,
+    }
+
+
 def read_checkpoint(run: Run) -> None:
     """Put a run where its folder's checkpoint is, if there is one.
 
@@ -63,27 +74,72 @@ def read_checkpoint(run: Run) -> None:
         return
     whole = run.team.shards == 1
     state = torch.load(path, weights_only=True, map_location=run.device) if whole else _load_part(path)
-    now = asdict(run.config)
-    changed = [
-        f"{k}: {state['config'].get(k)!r} there, {v!r} now" for k, v in now.items() if state["config"].get(k) != v
-    ]
-    if changed:
-        raise ValueError(f"{run.out} holds a run of another recipe ({'; '.join(changed)}); use another folder.")
-    if isinstance(run.data, StreamActivations) and run.data.once:
-        raise ValueError(f"{run.out} holds a run that a stream read once cannot continue; use another folder.")
-    if state["data"] != run.fingerprint:
-        raise ValueError(f"{run.out} holds a run on other data ({state['data']}); use another folder.")
+    if "runs" in state:
+        raise ValueError(f"{run.out} holds models trained together ({', '.join(state['runs'])}); use another folder.")
+    _require_same_run(run, state, run.out)
     parts = [_load_part(run.out / name) for name in state.get("parts", [])]
     if parts or not whole:
         own = _own_part(run, parts or [state])
     else:
         own = state
+    _restore(run, state, own)
+
+
+def _require_same_run(run: Run, state: dict, folder: Path) -> None:
+    """Raises ValueError for the state of another recipe or of other data."""
+    now = asdict(run.config)
+    changed = [
+        f"{k}: {state['config'].get(k)!r} there, {v!r} now" for k, v in now.items() if state["config"].get(k) != v
+    ]
+    if changed:
+        raise ValueError(f"{folder} holds a run of another recipe ({'; '.join(changed)}); use another folder.")
+    if isinstance(run.data, StreamActivations) and run.data.once:
+        raise ValueError(f"{folder} holds a run that a stream read once cannot continue; use another folder.")
+    if state["data"] != run.fingerprint:
+        raise ValueError(f"{folder} holds a run on other data ({state['data']}); use another folder.")
+
+
+def _restore(run: Run, state: dict, own: dict) -> None:
     run.dictionary.load_state_dict(own["dictionary"])
     run.optimizer.load_state_dict(own["optimizer"])
     for objective in run.objectives:
         objective.state = state["objectives"][objective.name]
     run.silent, run.step, run.tokens_seen = own["silent"].to(run.device), state["step"], state["tokens_seen"]
     run.reader = ReaderState(*state["reader"])
+
+
+def write_joint_checkpoint(folder: Path, runs: Mapping[str, Run], about: dict) -> None:
+    """Replace the one checkpoint of runs that step together, so that no two of them are ever at other steps.
+
+    Args:
+        folder: where it is; it must exist.
+        runs: of one process, by name.
+        about: what else has to be the same when the runs are continued, or is needed for it; `torch.load` must read it.
+    """
+    with replacing(folder / CHECKPOINT) as partial:
+        torch.save(
+            {"about": about, "runs": {name: _state(run) | _own_state(run) for name, run in runs.items()}}, partial
+        )
+
+
+def read_joint_checkpoint(folder: Path, runs: Mapping[str, Run]) -> dict | None:
+    """Put all runs where the folder's joint checkpoint is, and return its `about`; None where there is none.
+
+    Raises:
+        ValueError: for a checkpoint of other runs, another recipe or other data.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    saved = torch.load(path, weights_only=True, map_location="cpu")
+    if list(saved.get("runs", {})) != list(runs):
+        there = ", ".join(saved.get("runs", {})) or "a single run"
+        raise ValueError(f"{folder} holds {there}, not {', '.join(runs)}; use another folder.")
+    for name, run in runs.items():
+        _require_same_run(run, saved["runs"][name], folder)
+    for name, run in runs.items():
+        _restore(run, saved["runs"][name], saved["runs"][name])
+    return saved["about"]
 
 
 def weights_of_parts(folder: Path) -> Iterator[dict[str, Tensor]]:

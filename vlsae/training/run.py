@@ -222,7 +222,7 @@ class Run:
             for logger in self.loggers:
                 logger.log(row)
         if self.out is not None and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
-            self._require_finite_weights()
+            self.require_finite_weights()
             write_checkpoint(self)
         return row
 
@@ -244,7 +244,7 @@ class Run:
             "seconds": round(time.time() - self.started, 3),
         }
 
-    def _require_finite_weights(self) -> None:
+    def require_finite_weights(self) -> None:
         """Raises TrainingDiverged, in all processes, where a weight of any of them is not a number."""
         finite = all(bool(torch.isfinite(p.detach().sum())) for p in self.dictionary.parameters())
         if not self.team.least(torch.tensor(float(finite), device=self.device)):
@@ -256,7 +256,7 @@ class Run:
 
     def finish(self) -> Dictionary:
         """Write down where the dictionary comes from, and save it."""
-        self._require_finite_weights()
+        self.require_finite_weights()
         self.dictionary.metadata = {
             **origin(self.data),
             "n_tokens_seen": self.tokens_seen,

@@ -19,7 +19,7 @@ for _kind in KINDS:
     _start = WORD_INDEX[concepts()[_kind][0]]
     SLICES[_kind] = slice(_start, _start + len(concepts()[_kind]))
 GRID = 8
-COVERED = 0.25  # a patch shows an object when more than this share of it is the object's ink
+COVERED = 0.25  # a patch of 8 pixels shows an object when more than this share of it, 16 pixels, is the object's ink
 BACKGROUND_PATCHES = 8  # kept at random beside the patches with ink when tokens are dropped
 
 SHAPES_FIRST = 30_000  # images of black objects on white
@@ -43,7 +43,7 @@ def curriculum(seen: int) -> SceneOptions:
 
 
 def tokens_kept(seen: int, total: int, rng: random.Random) -> int:
-    """How many of the 64 patches a step looks at: those with objects first, all of them in the last fifth."""
+    """How many patches a step looks at, of 64: those with objects first, all of them in the last fifth."""
     if seen >= 0.8 * total:
         return 64
     return 32 if seen < SHAPES_FIRST else rng.choices((40, 48, 64), (0.45, 0.35, 0.2))[0]
@@ -62,10 +62,21 @@ class Batch:
     patch_background: np.ndarray
 
 
-def patch_coverage(masks: np.ndarray) -> np.ndarray:
-    """Share of every patch that each object covers, `[objects, 64]`, from masks `[objects, 64, 64]`."""
-    n, side = len(masks), masks.shape[1] // GRID
-    return masks.reshape(n, GRID, side, GRID, side).mean((2, 4)).reshape(n, GRID * GRID)
+def patch_coverage(masks: np.ndarray, grid: int = GRID) -> np.ndarray:
+    """Share of every patch that each object covers, `[objects, grid^2]`, from masks `[objects, 64, 64]`."""
+    n, side = len(masks), masks.shape[1] // grid
+    return masks.reshape(n, grid, side, grid, side).mean((2, 4)).reshape(n, grid * grid)
+
+
+def patch_owners(coverage: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """What each patch shows, `[patches]`: the value of the object that covers most of it, -1 where that is too little.
+
+    Args:
+        coverage: `[objects, patches]` of a square grid.
+        values: `[objects]` integers.
+    """
+    least = COVERED * coverage.shape[1] / GRID**2  # the same 16 pixels of ink in patches of any size
+    return np.where(coverage.max(0) > least, values[coverage.argmax(0)], -1)
 
 
 def presence(labels: dict[str, tuple[str, ...]]) -> np.ndarray:
@@ -84,24 +95,22 @@ def _keep(ink: np.ndarray, k: int, rng: random.Random) -> list[int]:
     return shown + rng.sample(rest, BACKGROUND_PATCHES)
 
 
-def make_batch(seed: int, step: int, seen: int, total: int, size: int) -> Batch:
-    """Draw the batch of one step; a function of its arguments alone."""
+def make_batch(seed: int, step: int, seen: int, total: int, size: int, grid: int = GRID) -> Batch:
+    """Draw the batch of one step for a model of `grid x grid` patches; a function of its arguments alone."""
     rng = random.Random(f"clip/{seed}/{step}")
     k = tokens_kept(seen, total, rng)
     drawn = list(scenes(size, seed=rng.getrandbits(48), **vars(curriculum(seen))))
     keep, objects, colors, grounds = ([] for _ in range(4))
     for scene in drawn:
-        coverage = patch_coverage(scene.masks)
+        coverage = patch_coverage(scene.masks, grid)
         ink = coverage.sum(0)
         kept = _keep(ink, k, rng)
-        owner = coverage.argmax(0)
-        covered = coverage.max(0) > COVERED
-        names = np.array([WORD_INDEX[o.name] - SLICES["object"].start for o in scene.objects])[owner]
-        shades = np.array([WORD_INDEX[o.color] - SLICES["color"].start for o in scene.objects])[owner]
+        names = np.array([WORD_INDEX[o.name] - SLICES["object"].start for o in scene.objects])
+        shades = np.array([WORD_INDEX[o.color] - SLICES["color"].start for o in scene.objects])
         ground = WORD_INDEX[f"{scene.background} background"] - SLICES["background"].start
         keep.append(kept)
-        objects.append(np.where(covered, names, -1)[kept])
-        colors.append(np.where(covered, shades, -1)[kept])
+        objects.append(patch_owners(coverage, names)[kept])
+        colors.append(patch_owners(coverage, shades)[kept])
         grounds.append(np.where(ink == 0, ground, -1)[kept])
     return Batch(
         pixels=np.stack([s.pixels for s in drawn]),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlsae.world import tiny_clip
 from vlsae.world.captions import concepts
-from vlsae.world.clip_data import SLICES, WORD_INDEX, WORDS, patch_coverage
+from vlsae.world.clip_data import SLICES, WORD_INDEX, WORDS, patch_coverage, patch_owners
 from vlsae.world.clip_losses import text_embeddings, vision_tokens
 from vlsae.world.scenes import Scene, scenes
 
@@ -28,9 +28,11 @@ class Evaluator:
     def __init__(self, folder: Path):
         import open_clip
 
+        self.folder = Path(folder)
         self.model = open_clip.create_model(f"local-dir:{folder}").eval()
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         self.words = self.text(WORDS)
+        self.grid = self.model.visual.grid_size[0]
 
     @torch.no_grad()
     def text(self, texts: list[str]) -> Tensor:
@@ -39,7 +41,7 @@ class Evaluator:
     @torch.no_grad()
     def vision(self, drawn: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
         """Unit image embeddings, and unit read-outs of the patches after the last two blocks."""
-        everything = torch.arange(64).expand(len(drawn), -1)
+        everything = torch.arange(self.grid**2).expand(len(drawn), -1)
         pixels = torch.from_numpy(np.stack([s.pixels for s in drawn]))
         visual = self.model.visual
         tokens = vision_tokens(visual, pixels, everything)
@@ -87,11 +89,9 @@ class Evaluator:
             result[name] = (float(np.mean(areas)), float(np.median(areas)))
         return result
 
-    @staticmethod
-    def _owners(scene: Scene) -> np.ndarray:
-        coverage = patch_coverage(scene.masks)
+    def _owners(self, scene: Scene) -> np.ndarray:
         names = np.array([WORD_INDEX[o.name] - SLICES["object"].start for o in scene.objects])
-        return np.where(coverage.max(0) > 0.25, names[coverage.argmax(0)], -1)
+        return patch_owners(patch_coverage(scene.masks, self.grid), names)
 
 
 def evaluate(folder: Path, n: int = 2000) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The tiny CLIP: its architecture, its tokenizer, and its folder in open_clip's own format."""
+"""The tiny CLIPs: their architectures, their tokenizer, and their folders in open_clip's own format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from pathlib import Path
 
 from vlsae.world.captions import concepts
 
-FOLDER = Path(__file__).parent / "tiny"
+ARCHITECTURES = {
+    "tiny": {
+        "embed_dim": 192,
+        "vision": {"patch_size": 8, "width": 192, "layers": 6, "head_width": 48},
+        "text": {"width": 128, "heads": 4, "layers": 2},
+    },
+    "tiny16": {  # another patch grid, width and depth, for what is compared between models
+        "embed_dim": 128,
+        "vision": {"patch_size": 16, "width": 104, "layers": 4, "head_width": 26},
+        "text": {"width": 64, "heads": 4, "layers": 2},
+    },
+}
+FOLDERS = {name: Path(__file__).parent / name for name in ARCHITECTURES}
+FOLDER = FOLDERS["tiny"]
 CONTEXT_LENGTH = 40
 GRAMMAR = ("a", "an", "the", "and", "on", "of", "in", "with", "left", "right", "above", "below", "photo", "picture",
            "image", "background", "no", "word")  # fmt: skip
@@ -23,18 +36,23 @@ def lexicon() -> list[str]:
     return [*SPECIAL, *sorted(words | set(GRAMMAR)), END]
 
 
-def config() -> dict:
-    """The folder's `open_clip_config.json`: a two-tower ViT, 64 px, patch 8, 192 wide, 6 blocks."""
+def config(architecture: str = "tiny") -> dict:
+    """The folder's `open_clip_config.json`: a two-tower ViT at 64 px of one of `ARCHITECTURES`.
+
+    Raises:
+        ValueError: for an unknown architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture={architecture!r} is unknown; use one of {', '.join(ARCHITECTURES)}.")
+    sizes = ARCHITECTURES[architecture]
     return {
         "model_cfg": {
-            "embed_dim": 192,
-            "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 48},
+            "embed_dim": sizes["embed_dim"],
+            "vision_cfg": {"image_size": 64, **sizes["vision"]},
             "text_cfg": {
                 "context_length": CONTEXT_LENGTH,
                 "vocab_size": len(lexicon()),
-                "width": 128,
-                "heads": 4,
-                "layers": 2,
+                **sizes["text"],
                 "hf_tokenizer_name": "vlsae-tiny-clip",  # open_clip reads the tokenizer beside this file
             },
         },
@@ -42,13 +60,13 @@ def config() -> dict:
     }
 
 
-def build(seed: int = 0):
-    """A tiny CLIP with random weights, in open_clip's own model class."""
+def build(seed: int = 0, architecture: str = "tiny"):
+    """A CLIP of one of `ARCHITECTURES` with random weights, in open_clip's own model class."""
     import torch
     from open_clip.model import CLIP
 
     torch.manual_seed(seed)
-    model_cfg = config()["model_cfg"]
+    model_cfg = config(architecture)["model_cfg"]
     text = {k: v for k, v in model_cfg["text_cfg"].items() if k != "hf_tokenizer_name"}
     return CLIP(model_cfg["embed_dim"], model_cfg["vision_cfg"], text)
 
@@ -69,7 +87,7 @@ def build_tokenizer():
     return tokenizer
 
 
-def save(state_dict: dict, folder: Path = FOLDER) -> Path:
+def save(state_dict: dict, folder: Path = FOLDER, architecture: str = "tiny") -> Path:
     """Write weights (float16), config and tokenizer as a folder that `open_clip` opens by `local-dir:`."""
     import torch
     from safetensors.torch import save_file
@@ -78,7 +96,7 @@ def save(state_dict: dict, folder: Path = FOLDER) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to(torch.float16).contiguous() for k, v in state_dict.items() if v.is_floating_point()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
-    (folder / "open_clip_config.json").write_text(json.dumps(config(), indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(json.dumps(config(architecture), indent=2) + "\n")
     build_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
         json.dumps(
@@ -97,11 +115,12 @@ def save(state_dict: dict, folder: Path = FOLDER) -> Path:
     return folder
 
 
-def to_transformers(model):
+def to_transformers(model, architecture: str = "tiny"):
     """The same CLIP as a `transformers.CLIPModel`, outputs equal up to rounding.
 
     Args:
         model: an open_clip CLIP with native ViT and text transformer.
+        architecture: which of `ARCHITECTURES` it has.
 
     Returns:
         `transformers.CLIPModel` in evaluation mode; save it with `save_pretrained`.
@@ -109,7 +128,7 @@ def to_transformers(model):
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    cfg = config()["model_cfg"]
+    cfg = config(architecture)["model_cfg"]
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     end = text["vocab_size"] - 1
     shared = {"hidden_act": "gelu", "projection_dim": cfg["embed_dim"]}

@@ -52,7 +52,7 @@ def _save(path: Path, state: dict) -> None:
 
 
 def train(out: Path, images: int, seed: int = 0, save_every: int = 200, schedule_images: int = 0,
-          batch_size: int = BATCH) -> Path:  # fmt: skip
+          batch_size: int = BATCH, architecture: str = "tiny") -> Path:  # fmt: skip
     """Train until `images` scenes were seen; continues from `out/state.pt` where there is one.
 
     Args:
@@ -62,13 +62,14 @@ def train(out: Path, images: int, seed: int = 0, save_every: int = 200, schedule
         save_every: steps between saved states.
         batch_size: scenes a step.
         schedule_images: length of the learning-rate schedule and the curriculum; `images` where 0.
+        architecture: which of `tiny_clip.ARCHITECTURES` is trained.
 
     Returns:
         The folder with the averaged weights, which open_clip opens.
     """
     out.mkdir(parents=True, exist_ok=True)
     total = schedule_images or images
-    model, heads = tiny_clip.build(seed), Heads()
+    model, heads = tiny_clip.build(seed, architecture), Heads()
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = _optimizers(model, heads)
     tokenizer = tiny_clip.build_tokenizer()
@@ -89,7 +90,7 @@ def train(out: Path, images: int, seed: int = 0, save_every: int = 200, schedule
     started, first = time.time(), seen
     with open(out / "log.jsonl", "a") as log:
         while seen < images:
-            batch = make_batch(seed, step, seen, total, batch_size)
+            batch = make_batch(seed, step, seen, total, batch_size, model.visual.grid_size[0])
             rate = learning_rate(seen, total, step)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -120,7 +121,7 @@ def train(out: Path, images: int, seed: int = 0, save_every: int = 200, schedule
                         "seen": seen,
                     },
                 )
-                tiny_clip.save(average.state_dict(), out / "model")
+                tiny_clip.save(average.state_dict(), out / "model", architecture)
     return out / "model"
 
 
@@ -128,11 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny_clip"))
     parser.add_argument("--images", type=int, default=280_000, help="scenes to see in all")
+    parser.add_argument("--architecture", choices=tiny_clip.ARCHITECTURES, default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"The model is in {train(options.out, options.images, options.seed)}.")
+    model = train(options.out, options.images, options.seed, architecture=options.architecture)
+    print(f"The model is in {model}.")
 
 
 if __name__ == "__main__":
