@@ -15,6 +15,8 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.parent / f".partial-{secrets.token_hex(4)}-{path.name}"  # jobs on other machines may share a pid
     try:
         yield partial
+        with open(partial, "rb+") as file:  # a rename may reach the disk before the bytes do
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)  # on a full disk its space is needed

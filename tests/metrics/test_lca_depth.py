@@ -54,7 +54,7 @@ def test_the_worlds_objects():
 def test_messages():
     with pytest.raises(ValueError, match=r"parent=\[-1, -1\] must hold -1 once"):
         lca_depth(np.array([[0]]), np.array([0]), np.array([-1, -1]))
-    with pytest.raises(ValueError, match="goes in a circle"):
+    with pytest.raises(ValueError, match="go in a circle"):
         lca_depth(np.array([[0]]), np.array([0]), np.array([-1, 2, 1]))
     with pytest.raises(ValueError, match="Top images up to 3 for 2 labels"):
         lca_depth(np.array([[3]]), np.array([0, 0]), np.array([-1]))

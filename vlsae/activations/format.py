@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -93,8 +92,6 @@ def write_json(path: Path, value: dict) -> None:
     """Write so that the file is either the old or the new one, whatever happens."""
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_config(root: Path) -> StoreConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vlsae.metrics.tree_recovery import ancestors
+
 
 def lca_depth(top: np.ndarray, labels: np.ndarray, parent: np.ndarray) -> np.ndarray:
     """Depth of the lowest common ancestor of each latent's top images: 0 for the root, more for what is more specific.
@@ -34,13 +36,7 @@ def lca_depth(top: np.ndarray, labels: np.ndarray, parent: np.ndarray) -> np.nda
             f"Top images up to {top.max(initial=-1)} for {len(labels)} labels up to {labels.max(initial=0)} and "
             f"{len(parent)} nodes; every image needs a label, and every label a node."
         )
-    ancestor = np.eye(len(parent), dtype=bool)  # [node, ancestor], a node its own
-    at = np.arange(len(parent))
-    for _ in range(len(parent)):
-        at = np.where(at >= 0, parent[at], -1)
-        ancestor[at >= 0, at[at >= 0]] = True
-    if (at >= 0).any():
-        raise ValueError(f"parent={parent.tolist()} goes in a circle; every node must lead to the root.")
+    ancestor = ancestors(parent) | np.eye(len(parent), dtype=bool)  # [node, ancestor], a node its own
     depth = np.full(len(top), np.nan)
     for i, row in enumerate(top):
         if (row >= 0).any():
