@@ -221,3 +221,154 @@ def test_peft_itself_agrees(tmp_path, alone, regex):
     assert torch.allclose(adapted.encode_image(pixels), expected, atol=1e-6)
     assert (expected - model.encode_image(pixels)).abs().max() > 1e-2
     assert torch.equal(adapted.encode_text(TEXTS), model.encode_text(TEXTS)) == alone
+
+
+def tuned(model):
+    """The state of a model that fine-tuning has changed."""
+    changes = torch.Generator().manual_seed(7)
+    state = {k: v.detach().clone() for k, v in model.model.state_dict().items()}
+    return {
+        k: v if k.startswith("logit") else v + 0.05 * torch.randn(v.shape, generator=changes) for k, v in state.items()
+    }
+
+
+def hugging_face(folder, tensors):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def loaded_by_the_library(name, state):
+    other = BUILDERS[name]()
+    other.model.load_state_dict(state)
+    return other
+
+
+def same_embeddings(a, b, pixels):
+    assert torch.equal(a.encode_image(pixels), b.encode_image(pixels))
+    assert torch.equal(a.encode_text(TEXTS), b.encode_text(TEXTS))
+
+
+@pytest.mark.parametrize("name", ["tiny", "open_clip ViT/16", "timm SigLIP"])
+def test_an_epoch_of_open_clip(name, tmp_path):
+    model = BUILDERS[name]()
+    state, before = tuned(model), model.weight_hash
+    torch.save({"epoch": 3, "name": "run", "state_dict": {f"module.{k}": v for k, v in state.items()},
+                "optimizer": {"param_groups": []}}, tmp_path / "epoch_3.pt")  # fmt: skip
+    adapted = load_adapted(model, tmp_path / "epoch_3.pt")
+    same_embeddings(adapted, loaded_by_the_library(name, state), model.pixels(scenes(2, seed=3)))
+    del model.__dict__["weight_hash"]
+    assert model.weight_hash == before
+    state["logit_scale"] = state["logit_scale"] + 1
+    torch.save({"state_dict": state}, tmp_path / "epoch_3.pt")
+    with pytest.warns(UserWarning, match="logit_scale=.* is not used"):
+        load_adapted(model, tmp_path / "epoch_3.pt")
+
+
+def test_folders_of_transformers(tmp_path):
+    model = BUILDERS["hf CLIP"]()
+    state, pixels = tuned(model), model.pixels(scenes(2, seed=3))
+    whole = load_adapted(model, hugging_face(tmp_path / "whole", state))
+    expected = loaded_by_the_library("hf CLIP", state)
+    same_embeddings(whole, expected, pixels)
+    vision = {k: v for k, v in state.items() if k.startswith("vision_model.")}
+    projected = load_adapted(
+        model, hugging_face(tmp_path / "projected", vision | {k: v for k, v in state.items() if "visual_p" in k})
+    )
+    assert torch.equal(projected.encode_image(pixels), expected.encode_image(pixels))
+    assert torch.equal(projected.encode_text(TEXTS), model.encode_text(TEXTS))
+    alone = [hugging_face(tmp_path / "version 4", {**vision, "vision_model.embeddings.position_ids": torch.arange(17)[None]}),
+             hugging_face(tmp_path / "version 5", {k.removeprefix("vision_model."): v for k, v in vision.items()})]  # fmt: skip
+    kept = loaded_by_the_library(
+        "hf CLIP", {**state, "visual_projection.weight": model.model.visual_projection.weight.detach()}
+    )
+    for folder in alone:
+        with pytest.warns(UserWarning, match="without a projection"):
+            adapted = load_adapted(model, folder)
+        assert torch.equal(adapted.encode_image(pixels), kept.encode_image(pixels))
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "message"),
+    [
+        (
+            "tiny",
+            lambda s: {k: v for k, v in s.items() if k != "visual.ln_post.bias"},
+            "lacks the tensor 'visual.ln_post.bias'",
+        ),
+        ("tiny", lambda s: {**s, "visual.head.weight": torch.ones(1)}, "does not know: visual.head.weight"),
+        ("tiny", lambda s: {**s, "visual.proj": torch.ones(192, 7)}, r"visual/proj \(192, 7\) instead of \(192, 192\)"),
+        ("hf CLIP", dict, "names of open_clip, but small HF CLIP"),
+    ],
+)
+def test_whole_models_that_do_not_fit(tiny, tmp_path, base, change, message):
+    torch.save({"state_dict": change(tuned(tiny))}, tmp_path / "epoch_1.pt")
+    with pytest.raises(AdaptationError, match=message):
+        load_adapted(BUILDERS[base](), tmp_path / "epoch_1.pt")
+
+
+def test_a_folder_of_transformers_on_another_library(tiny, tmp_path):
+    folder = hugging_face(tmp_path / "hf", BUILDERS["hf CLIP"]().model.state_dict())
+    with pytest.raises(AdaptationError, match="names of transformers, but tiny"):
+        load_adapted(tiny, folder)
+
+
+def test_clip_adapter(tiny, tmp_path):
+    down, up = drawn(1, 48, 192), drawn(2, 192, 48)
+    torch.save({"state_dict": {"fc.0.weight": down, "fc.2.weight": up}, "epoch": 200}, tmp_path / "model.pth.tar-200")
+    with pytest.warns(UserWarning, match="ratio=0.2"):
+        adapted = load_adapted(tiny, tmp_path / "model.pth.tar-200")
+    x = tiny.encode_image(scenes(2, seed=3))
+    expected = 0.2 * (((x @ down.T).clamp(min=0)) @ up.T).clamp(min=0) + 0.8 * x
+    assert torch.allclose(
+        adapted.encode_image(scenes(2, seed=3)), expected / expected.norm(dim=-1, keepdim=True), atol=1e-6
+    )
+    other = load_adapted(tiny, tmp_path / "model.pth.tar-200", ratio=0.5)
+    assert other.adaptation.settings["ratio"] == 0.5
+    torch.save({"fc.0.weight": down}, tmp_path / "model.pth.tar-200")
+    with pytest.raises(AdaptationError, match="lacks the tensor 'fc.2.weight'"):
+        load_adapted(tiny, tmp_path / "model.pth.tar-200", ratio=0.5)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    labels = torch.tensor([0, 0, 1, 1])
+    keys = torch.nn.functional.normalize(drawn(1, 4, 192), dim=-1)
+    torch.save(keys.T.contiguous(), tmp_path / "keys_2shots.pt")
+    torch.save(torch.nn.functional.one_hot(labels).half(), tmp_path / "values_2shots.pt")
+    return tmp_path, keys, torch.nn.functional.one_hot(labels).float()
+
+
+def test_tip_adapter(tiny, cache):
+    folder, keys, values = cache
+    names, x = ["cat", "dog"], tiny.encode_image(scenes(3, seed=3))
+    with pytest.warns(UserWarning, match=r"alpha=1.0|beta=5.5"):
+        adapted = load_adapted(tiny, folder, names)
+    zero_shot = tiny.logit_scale * x @ tiny.classifier(names).T
+    logits = adapted.head(names)(x)
+    assert torch.allclose(logits, zero_shot + torch.exp(5.5 * (x @ keys.T - 1)) @ values, atol=1e-4)
+    trained = drawn(5, 4, 192)
+    torch.save(torch.nn.Parameter(trained), folder / "best_F_2shots.pt")
+    adapted = load_adapted(tiny, folder, names, alpha=3.0, beta=2.0, tuned=True)
+    assert adapted.adaptation.method == "tip_adapter_f"
+    expected = zero_shot + 3 * torch.exp(2 * (x @ trained.T - 1)) @ values
+    assert torch.allclose(adapted.head(names)(x), expected, rtol=1e-5, atol=1e-4)
+    assert load_adapted(tiny, folder, names, alpha=3.0, beta=2.0, tuned=False).adaptation.method == "tip_adapter"
+
+
+def test_caches_that_do_not_fit(tiny, cache):
+    folder, keys, _ = cache
+    given = {"class_names": ["cat", "dog"], "alpha": 1.0, "beta": 1.0}
+    with pytest.raises(AdaptationError, match="cache of 2 classes, but 1 names"):
+        load_adapted(tiny, folder, **{**given, "class_names": ["cat"]})
+    with pytest.raises(AdaptationError, match="lacks the tensor 'best_F_2shots'"):
+        load_adapted(tiny, folder, tuned=True, **given)
+    torch.save(keys[:3].T.contiguous(), folder / "keys_2shots.pt")
+    with pytest.raises(AdaptationError, match=r"keys \(3, 192\) instead of \(4, 192\)"):
+        load_adapted(tiny, folder, **given)
+    torch.save(keys.T.contiguous(), folder / "keys_4shots.pt")
+    with pytest.raises(AdaptationError, match=r"caches of \[2, 4\] shots"):
+        load_adapted(tiny, folder, **given)
+    with pytest.raises(AdaptationError, match="lacks the tensor 'values_4shots'"):
+        load_adapted(tiny, folder, shots=4, **given)
