@@ -67,7 +67,7 @@ def read_adaptation(base: Backbone, folder: str | Path) -> AdaptedBackbone:
         )
     adaptation = ADAPTATIONS.get(facts["method"])(base, facts["class_names"], **facts["settings"])
     load_tensors(adaptation, tensors, str(folder))
-    return AdaptedBackbone(base, adaptation)
+    return AdaptedBackbone(base, adaptation.to(base.device))
 
 
 def load_tensors(adaptation, tensors: dict, source: str) -> None:
