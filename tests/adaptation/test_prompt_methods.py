@@ -130,6 +130,7 @@ def test_prompts_start_as_published(tiny):
     assert all(torch.equal(kind(tiny).ctx, words) for kind in (IVLP, CoCoOp, KgCoOp))
     assert MaPLe.recipe == {"optimizer": "sgd", "lr": 3.5e-3, "epochs": 5, "batch_size": 4}
     assert PromptSRC.recipe == IVLP.recipe == {"optimizer": "sgd", "lr": 2.5e-3, "epochs": 20, "batch_size": 4}
+    assert KgCoOp.recipe == {"optimizer": "sgd", "lr": 2e-3, "epochs": 100, "batch_size": 128}
     assert CoCoOp.recipe == {"optimizer": "sgd", "lr": 2e-3, "epochs": 10, "batch_size": 1}
     before = torch.random.get_rng_state()
     assert torch.equal(MaPLe(tiny, seed=3).proj.weight, MaPLe(tiny, seed=3).proj.weight)
