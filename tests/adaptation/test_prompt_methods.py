@@ -130,6 +130,7 @@ def test_prompts_start_as_published(tiny):
     assert all(torch.equal(kind(tiny).ctx, words) for kind in (IVLP, CoCoOp, KgCoOp))
     assert MaPLe.recipe == {"optimizer": "sgd", "lr": 3.5e-3, "epochs": 5, "batch_size": 4}
     assert PromptSRC.recipe == IVLP.recipe == {"optimizer": "sgd", "lr": 2.5e-3, "epochs": 20, "batch_size": 4}
+    assert KgCoOp.recipe == {"optimizer": "sgd", "lr": 2e-3, "epochs": 100, "batch_size": 128}
     assert CoCoOp.recipe == {"optimizer": "sgd", "lr": 2e-3, "epochs": 10, "batch_size": 1}
     before = torch.random.get_rng_state()
     assert torch.equal(MaPLe(tiny, seed=3).proj.weight, MaPLe(tiny, seed=3).proj.weight)
@@ -268,10 +269,10 @@ def test_methods_learn_a_style_that_the_tiny_clip_never_saw(tiny, method):
 
 
 def test_the_shipped_maple_is_small_and_as_good_as_its_card_says(tiny):
-    """Its 200 scenes are the first of the card's 2,000, so both accuracies lie within 3.5 standard errors of the card's."""
+    """Its 100 scenes are the first of the card's 2,000, so both accuracies lie within 3.5 standard errors of the card's."""
     assert sum(file.stat().st_size for file in MAPLE_FOLDER.iterdir()) < 500_000
-    adapted, task = read_adaptation(tiny, MAPLE_FOLDER), few_shot_task(200, TEST)
+    adapted, task = read_adaptation(tiny, MAPLE_FOLDER), few_shot_task(100, TEST)
     card = json.loads((MAPLE_FOLDER / "scores.json").read_text())["ten objects, held-out style, among the ten words"]
     for model, written in ((tiny, card["before"]), (adapted, card["after"])):
-        assert accuracy(model, task) == pytest.approx(written, abs=3.5 * (written * (1 - written) / 200) ** 0.5)
+        assert accuracy(model, task) == pytest.approx(written, abs=3.5 * (written * (1 - written) / 100) ** 0.5)
     assert card["after"] > card["before"] + 0.05

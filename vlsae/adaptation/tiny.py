@@ -26,15 +26,15 @@ MAPLE_FOLDER = tiny_clip.FOLDER.with_name("tiny_maple")
 TEMPLATES = ("{}",)
 STYLE = {"styles": "held_out", "n_objects": (1.0, 0.0, 0.0, 0.0)}
 TRAIN, TEST = 7_000_000, 7_000_001  # seeds
-_SGD = {"batch_size": 16, "epochs": 15, "warm_up_lr": 0.0}
+_SGD = {"lr": 0.05, "epochs": 20, "batch_size": 16, "warm_up_lr": 0.0}
 TINY: dict[str, dict[str, Any]] = {
     "coop": {"n_ctx": 4, "lr": 0.1, "epochs": 30, "warm_up_lr": 0.0},
     "kgcoop": {"lr": 0.2, "epochs": 30, "batch_size": 32, "warm_up_lr": 0.0},
     "cocoop": {"optimizer": "adamw", "lr": 5e-3, "epochs": 10, "batch_size": 16, "warm_up_lr": 0.0},
-    "vpt": {"depth": 6, "lr": 0.05, **_SGD},
-    "maple": {"lr": 0.2, **_SGD},
-    "ivlp": {"lr": 0.05, **_SGD},
-    "promptsrc": {"lr": 0.1, **_SGD},
+    "vpt": {"depth": 6, **_SGD},
+    "maple": {**_SGD, "lr": 0.2, "epochs": 15},
+    "ivlp": _SGD,
+    "promptsrc": _SGD,
 }
 
 

@@ -54,6 +54,11 @@ class CoCoOp(Adaptation):
         n_ctx: context vectors.
         words: start from the embeddings of these `n_ctx` words; random where "".
         seed: of the random start.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> CoCoOp(load_model("tiny")).meta_net.linear1
+        Linear(in_features=192, out_features=12, bias=True)
     """
 
     method, changes = "cocoop", ("text",)

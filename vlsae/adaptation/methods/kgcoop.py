@@ -28,6 +28,11 @@ class KgCoOp(CoOp):
         n_ctx: context vectors.
         words: to start from; random where "".
         **options: `class_specific`, `position` and `seed` of CoOp.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> KgCoOp(load_model("tiny")).settings["weight"]
+        8.0
     """
 
     method = "kgcoop"

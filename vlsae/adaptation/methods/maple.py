@@ -31,6 +31,11 @@ class MaPLe(Adaptation):
 
     Raises:
         ValueError: for a depth that the towers do not have, or more prompts than words.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> sorted(MaPLe(load_model("tiny"), depth=1).state_dict())
+        ['ctx', 'proj.bias', 'proj.weight']
     """
 
     method, changes = "maple", ("vision", "text")

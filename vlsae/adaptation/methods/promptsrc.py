@@ -33,6 +33,11 @@ class PromptSRC(IVLP):
 
     Raises:
         ValueError: as IVLP, or for a `std` that is not positive.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> int(PromptSRC(load_model("tiny")).epoch_weights(20).argmax()) + 1
+        15
     """
 
     method = "promptsrc"
