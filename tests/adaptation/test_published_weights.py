@@ -201,6 +201,13 @@ def test_folders_of_peft_that_do_not_fit(tiny, tmp_path, config, lost, added, me
         load_adapted(tiny, tmp_path / "adapter" / "adapter_model.safetensors")
 
 
+def test_a_damaged_configuration(tiny, tmp_path):
+    peft(tmp_path / "adapter", BUILDERS["tiny"]().model)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": ')
+    with pytest.raises(AdaptationError, match="no whole JSON file"):
+        load_adapted(tiny, tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("regex", [False, True])
 @pytest.mark.parametrize("alone", [False, True])
 def test_peft_itself_agrees(tmp_path, alone, regex):
@@ -239,6 +246,19 @@ def hugging_face(folder, tensors):
     return folder
 
 
+def in_two_parts(folder, tensors):
+    """As transformers writes models that are too large for one file."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    names, parts = list(tensors), {}
+    for i in range(2):
+        part = f"model-{i + 1:05}-of-00002.safetensors"
+        save_file({k: tensors[k].contiguous() for k in names[i::2]}, folder / part)
+        parts |= dict.fromkeys(names[i::2], part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    return folder
+
+
 def loaded_by_the_library(name, state):
     other = BUILDERS[name]()
     other.model.load_state_dict(state)
@@ -272,6 +292,7 @@ def test_folders_of_transformers(tmp_path):
     whole = load_adapted(model, hugging_face(tmp_path / "whole", state))
     expected = loaded_by_the_library("hf CLIP", state)
     same_embeddings(whole, expected, pixels)
+    same_embeddings(load_adapted(model, in_two_parts(tmp_path / "parts", state)), expected, pixels)
     vision = {k: v for k, v in state.items() if k.startswith("vision_model.")}
     projected = load_adapted(
         model, hugging_face(tmp_path / "projected", vision | {k: v for k, v in state.items() if "visual_p" in k})
