@@ -270,20 +270,18 @@ def same_embeddings(a, b, pixels):
     assert torch.equal(a.encode_text(TEXTS), b.encode_text(TEXTS))
 
 
-@pytest.mark.parametrize("name", ["tiny", "open_clip ViT/16", "timm SigLIP"])
+@pytest.mark.parametrize("name", ["open_clip ViT/16", "timm SigLIP"])
 def test_an_epoch_of_open_clip(name, tmp_path):
     model = BUILDERS[name]()
     state, before = tuned(model), model.weight_hash
+    state["logit_scale"] = state["logit_scale"] + 1
     torch.save({"epoch": 3, "name": "run", "state_dict": {f"module.{k}": v for k, v in state.items()},
                 "optimizer": {"param_groups": []}}, tmp_path / "epoch_3.pt")  # fmt: skip
-    adapted = load_adapted(model, tmp_path / "epoch_3.pt")
+    with pytest.warns(UserWarning, match="logit_scale=.* is not used"):
+        adapted = load_adapted(model, tmp_path / "epoch_3.pt")
     same_embeddings(adapted, loaded_by_the_library(name, state), model.pixels(scenes(2, seed=3)))
     del model.__dict__["weight_hash"]
     assert model.weight_hash == before
-    state["logit_scale"] = state["logit_scale"] + 1
-    torch.save({"state_dict": state}, tmp_path / "epoch_3.pt")
-    with pytest.warns(UserWarning, match="logit_scale=.* is not used"):
-        load_adapted(model, tmp_path / "epoch_3.pt")
 
 
 def test_folders_of_transformers(tmp_path):
@@ -313,18 +311,15 @@ def test_folders_of_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("base", "change", "message"),
     [
-        (
-            "tiny",
-            lambda s: {k: v for k, v in s.items() if k != "visual.ln_post.bias"},
-            "lacks the tensor 'visual.ln_post.bias'",
-        ),
-        ("tiny", lambda s: {**s, "visual.head.weight": torch.ones(1)}, "does not know: visual.head.weight"),
-        ("tiny", lambda s: {**s, "visual.proj": torch.ones(192, 7)}, r"visual/proj \(192, 7\) instead of \(192, 192\)"),
-        ("hf CLIP", dict, "names of open_clip, but small HF CLIP"),
+        ("open_clip ViT/16", {"visual.ln_post.bias": None}, "lacks the tensor 'visual.ln_post.bias'"),
+        ("open_clip ViT/16", {"visual.head.weight": torch.ones(1)}, "does not know: visual.head.weight"),
+        ("open_clip ViT/16", {"visual.proj": torch.ones(32, 7)}, r"visual/proj \(32, 7\) instead of \(32, 24\)"),
+        ("hf CLIP", {}, "names of open_clip, but small HF CLIP"),
     ],
 )
-def test_whole_models_that_do_not_fit(tiny, tmp_path, base, change, message):
-    torch.save({"state_dict": change(tuned(tiny))}, tmp_path / "epoch_1.pt")
+def test_whole_models_that_do_not_fit(tmp_path, base, change, message):
+    state = tuned(BUILDERS["open_clip ViT/16"]()) | change
+    torch.save({"state_dict": {k: v for k, v in state.items() if v is not None}}, tmp_path / "epoch_1.pt")
     with pytest.raises(AdaptationError, match=message):
         load_adapted(BUILDERS[base](), tmp_path / "epoch_1.pt")
 
