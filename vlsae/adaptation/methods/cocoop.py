@@ -44,7 +44,7 @@ class ConditionalHead(Head):
 
 @ADAPTATIONS.register("cocoop")
 class CoCoOp(Adaptation):
-    """CoOp with contexts `v_m + h(x)` for an image x; h is a network of two layers (Zhou et al., CVPR 2022, arXiv 2203.05557, eq. 3).
+    """CoOp with contexts `v_m + h(x)` for an image x (Zhou et al., CVPR 2022, arXiv 2203.05557, eq. 3).
 
     `h = Linear(e, e // 16), ReLU, Linear(e // 16, d)` on the unit image embedding.
 
@@ -54,6 +54,11 @@ class CoCoOp(Adaptation):
         n_ctx: context vectors.
         words: start from the embeddings of these `n_ctx` words; random where "".
         seed: of the random start.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> CoCoOp(load_model("tiny")).meta_net.linear1
+        Linear(in_features=192, out_features=12, bias=True)
     """
 
     method, changes = "cocoop", ("text",)

@@ -31,6 +31,11 @@ class IVLP(Adaptation):
 
     Raises:
         ValueError: for a depth that a tower does not have, or numbers of prompts out of range.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> len(IVLP(load_model("tiny"), vision_depth=3).deep)
+        2
     """
 
     method, changes = "ivlp", ("vision", "text")

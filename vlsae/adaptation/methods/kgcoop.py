@@ -16,7 +16,7 @@ from vlsae.backbones.base import Backbone
 
 @ADAPTATIONS.register("kgcoop")
 class KgCoOp(CoOp):
-    """CoOp with `weight * mean_c (1 - cos(w_c, w_c^clip))` added to its loss (Yao et al., CVPR 2023, arXiv 2303.13283, eq. 4-5).
+    """CoOp with `weight * mean_c (1 - cos(w_c, w_c^clip))` added to its loss (CVPR 2023, arXiv 2303.13283, sec. 3.2).
 
     The paper writes `||w_c - w_c^clip||^2`, which is twice `1 - cos` for unit vectors; its released code, and this, use
     `1 - cos` with weight 8. The hand-written prompts `w^clip` are the templates of `adapt`.
@@ -28,6 +28,11 @@ class KgCoOp(CoOp):
         n_ctx: context vectors.
         words: to start from; random where "".
         **options: `class_specific`, `position` and `seed` of CoOp.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> KgCoOp(load_model("tiny")).settings["weight"]
+        8.0
     """
 
     method = "kgcoop"

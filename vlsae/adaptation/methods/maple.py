@@ -16,7 +16,7 @@ from vlsae.backbones.head import Head, LinearHead
 
 @ADAPTATIONS.register("maple")
 class MaPLe(Adaptation):
-    """Prompts of both towers, coupled: text prompts `P_i` and vision prompts `F_i(P_i)` for i < depth (arXiv 2210.03117, eq. 3-7).
+    """Prompts `P_i` of the text tower and `F_i(P_i)` of the vision tower, i < depth (CVPR 2023, arXiv 2210.03117, sec. 3.2).
 
     `P_0` takes the first `n_ctx` places of "a photo of a", whose other words stay, so that texts read
     `[P_0] of a [class].`; before text block i it is replaced by `P_i`. `F_i` is a linear map from the text tower's width to
@@ -31,6 +31,11 @@ class MaPLe(Adaptation):
 
     Raises:
         ValueError: for a depth that the towers do not have, or more prompts than words.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> sorted(MaPLe(load_model("tiny"), depth=1).state_dict())
+        ['ctx', 'proj.bias', 'proj.weight']
     """
 
     method, changes = "maple", ("vision", "text")

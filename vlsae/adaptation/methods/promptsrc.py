@@ -16,7 +16,7 @@ from vlsae.backbones.base import Backbone
 
 @ADAPTATIONS.register("promptsrc")
 class PromptSRC(IVLP):
-    """IVLP with self-regularisation (Khattak et al., ICCV 2023, arXiv 2307.06948, eq. 3-7).
+    """IVLP with self-regularisation (Khattak et al., ICCV 2023, arXiv 2307.06948, sec. 3.2).
 
     The loss is `CE + image_weight |x - x^0| + text_weight |w - w^0| + KL(p^0 || p)` with the frozen model's unit image
     embeddings x^0, class embeddings w^0 (the mean over the templates of `adapt`, of which many help) and
@@ -33,6 +33,11 @@ class PromptSRC(IVLP):
 
     Raises:
         ValueError: as IVLP, or for a `std` that is not positive.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> int(PromptSRC(load_model("tiny")).epoch_weights(20).argmax()) + 1
+        15
     """
 
     method = "promptsrc"
