@@ -208,6 +208,12 @@ def change(tensors, name, value=None):
         (lambda at: coop(at, 4), "ctx", None, r"no known method"),
         (lambda at: coop(at, 4), "ctx", torch.zeros(4, 7), r"ctx \(4, 7\) instead of \(4, 128\)"),
         (lambda at: coop(at, 4), "more", torch.zeros(1), "1 tensors that its method does not know: more"),
+        (
+            lambda at: coop(at, 4),
+            "token_prefix",
+            torch.ones(2, 1, 128),
+            "another model than tiny: the start token of its token_prefix",
+        ),
         (vpt, "image_encoder.VPT", None, "lacks the tensor 'image_encoder.VPT'"),
         (vpt, "image_encoder.transformer.resblocks.1.VPT_shallow", None, r"lacks \[1\]"),
         (vpt, "image_encoder.conv1.weight", None, "lacks the tensor 'image_encoder.conv1.weight'"),

@@ -82,7 +82,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         return _cache(folder)
     for config in ("adapter_config.json", "config.json", "open_clip_config.json"):
         if (folder / config).exists():
-            return {**_weights(folder), "config": json.loads((folder / config).read_text(encoding="utf-8"))}
+            return {**_weights(folder), "config": _json(folder / config)}
     files = sorted(p for p in folder.iterdir() if re.search(r"\.(pt|pth|bin|safetensors|tar(-\d+)?)$", p.name))
     if len(files) != 1:
         raise AdaptationError(
@@ -99,9 +99,16 @@ def _weights(folder: Path) -> dict[str, Any]:
             return read_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            parts = sorted(set(_json(index)["weight_map"].values()))
             return {key: value for part in parts for key, value in read_file(folder / part).items()}
     raise AdaptationError(f"{folder} has a configuration but none of the weight files {', '.join(names)}.")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdaptationError(f"{path} is no whole JSON file ({error}); download or write it again.") from error
 
 
 def _cache(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The frozen CLIP inside a file of learned weights: is it the one that they are put on?"""
+"""What a file of learned weights holds of its frozen CLIP: is it the one that they are put on?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlsae.adaptation.checkpoint import AdaptationError
 from vlsae.adaptation.layout import Found
-from vlsae.adaptation.prompts import PLACEHOLDER, WORDS, PromptedTexts
+from vlsae.adaptation.prompts import PLACEHOLDER, WORDS, PromptedTexts, token_ids
 from vlsae.backbones.base import Backbone
 
 _TOWERS = {  # OpenAI's name of a tower's parts -> Hugging Face's
@@ -106,20 +106,38 @@ def _same(held: Tensor, ours: Tensor, precision: torch.dtype) -> bool:
     return torch.allclose(held, ours, rtol=max(torch.finfo(precision).eps, 1e-6), atol=1e-7)
 
 
-def require_words(found: Found, base: Backbone, n: int) -> None:
-    """Take the class-bound embeddings of a prompt learner, and see that the words after its `n` vectors are as published.
+@torch.no_grad()
+def take_class_bound(found: Found, base: Backbone, prefix: str = "", n: int | None = None) -> None:
+    """Take the embeddings that follow from class names, and see what they tell of the base model and the words around.
+
+    Args:
+        found: with `token_prefix` `[C, 1, d]` (the start token) and `token_suffix` (what stands after the context), or without.
+        base: the model that the contexts are put on.
+        prefix: of their names.
+        n: learned vectors, where the rest of "a photo of a" has to stand after them.
 
     Raises:
-        AdaptationError: where other words, or none, stand between the vectors and the class name.
+        AdaptationError: where the start token is embedded otherwise, or other words stand after the context.
     """
-    found.ignore(r"prompt_learner\.token_prefix")
-    suffix = found.take_all(r"prompt_learner\.(token_suffix)")
-    rest = PromptedTexts(base, [PLACEHOLDER], len(WORDS.split()), WORDS).word_vectors(base)[n:].float().cpu()
-    for embeddings in suffix.values():
-        after = embeddings[:, : len(rest)]
-        if after.shape[1:] != rest.shape or not torch.allclose(after, rest.expand_as(after), rtol=1e-3, atol=1e-4):
+    table = base.token_embedding()
+    start = table(token_ids(base.tokenize([PLACEHOLDER]))[0, :1])
+    for value in found.take_all(rf"{re.escape(prefix)}(token_prefix)").values():
+        if not _all_rows(value, start):
+            raise AdaptationError(
+                f"{found.source} was made for another model than {base.spec}: the start token of its token_prefix is "
+                "embedded otherwise. Load the CLIP that it was trained on."
+            )
+    rest = PromptedTexts(base, [PLACEHOLDER], len(WORDS.split()), WORDS).word_vectors(base)[n:]
+    for value in found.take_all(rf"{re.escape(prefix)}(token_suffix)").values():
+        if n is not None and not _all_rows(value[:, : len(rest)], rest):
             raise AdaptationError(
                 f"{found.source} was not trained with the words {' '.join(WORDS.split()[n:])!r} between its {n} vectors and "
-                f"the class name (token_suffix differs from {base.spec}'s embeddings of them). Load the CLIP that it was "
-                "trained on; other words are not supported."
+                f"the class name, by its token_suffix and {base.spec}'s embeddings; other words are not supported."
             )
+
+
+def _all_rows(held: Tensor, ours: Tensor) -> bool:
+    """Whether every class has these embeddings, up to half precision."""
+    return held.shape[1:] == ours.shape and torch.allclose(
+        held, ours.float().cpu().expand_as(held), rtol=1e-3, atol=1e-4
+    )

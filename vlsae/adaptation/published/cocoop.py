@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from vlsae.adaptation.adaptation import Adaptation
 from vlsae.adaptation.checkpoint import build
+from vlsae.adaptation.frozen import take_class_bound
 from vlsae.adaptation.layout import LAYOUTS, Found, Layout
-from vlsae.adaptation.published.coop import CLASS_BOUND
 from vlsae.backbones.base import Backbone
 
 
@@ -21,7 +21,7 @@ class CoCoOpFile(Layout):
         return found.has(r"meta_net\.") and not found.has(r"bias_vectors")
 
     def read(self, found: Found, base: Backbone, class_names: Sequence[str] | None) -> Adaptation:
-        found.ignore(CLASS_BOUND)
+        take_class_bound(found, base)
         tensors = {"ctx": found.take("ctx")} | found.take_all(r"(meta_net\.linear[12]\.(?:weight|bias))")
         settings = {"n_ctx": len(tensors["ctx"]), "words": ""}
         return build(base, "cocoop", class_names, settings, tensors, found.source)

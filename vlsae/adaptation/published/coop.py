@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from vlsae.adaptation.adaptation import Adaptation
 from vlsae.adaptation.checkpoint import AdaptationError, build
+from vlsae.adaptation.frozen import take_class_bound
 from vlsae.adaptation.layout import LAYOUTS, Found, Layout
 from vlsae.backbones.base import Backbone
-
-CLASS_BOUND = r"token_(?:prefix|suffix)"
 
 
 @LAYOUTS.register("coop")
@@ -24,7 +23,7 @@ class CoOpFile(Layout):
     def read(
         self, found: Found, base: Backbone, class_names: Sequence[str] | None, *, position: str | None = None
     ) -> Adaptation:
-        found.ignore(CLASS_BOUND)
+        take_class_bound(found, base)
         ctx = found.take("ctx")
         specific = ctx.ndim == 3
         if specific and len(class_names or ()) != len(ctx):

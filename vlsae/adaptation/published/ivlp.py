@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vlsae.adaptation.adaptation import Adaptation
 from vlsae.adaptation.checkpoint import build
-from vlsae.adaptation.frozen import require_words, take_frozen
+from vlsae.adaptation.frozen import take_class_bound, take_frozen
 from vlsae.adaptation.layout import LAYOUTS, Found, Layout
 from vlsae.adaptation.published.vpt import take_text_prompts, take_vision_prompts
 from vlsae.backbones.base import Backbone
@@ -26,7 +26,7 @@ class IVLPFile(Layout):
     def read(self, found: Found, base: Backbone, class_names: Sequence[str] | None) -> Adaptation:
         shallow, deep = take_vision_prompts(found)
         ctx, deep_ctx = found.take("prompt_learner.ctx"), take_text_prompts(found)
-        require_words(found, base, len(ctx))
+        take_class_bound(found, base, "prompt_learner.", len(ctx))
         method = "promptsrc" if found.has(_TEACHER) else "ivlp"
         take_frozen(found, base, teacher=_TEACHER)
         tensors = {"shallow": shallow, "ctx": ctx} | {f"deep.{i}": prompts for i, prompts in enumerate(deep)}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from vlsae.adaptation.adaptation import Adaptation
 from vlsae.adaptation.checkpoint import build
+from vlsae.adaptation.frozen import take_class_bound
 from vlsae.adaptation.layout import LAYOUTS, Found, Layout
-from vlsae.adaptation.published.coop import CLASS_BOUND
 from vlsae.backbones.base import Backbone
 
 
@@ -23,7 +23,8 @@ class KgCoOpFile(Layout):
     def read(
         self, found: Found, base: Backbone, class_names: Sequence[str] | None, *, position: str | None = None
     ) -> Adaptation:
-        found.ignore(rf"{CLASS_BOUND}|bias_vectors|meta_net\.linear1\.(?:weight|bias)")
+        take_class_bound(found, base)
+        found.ignore(r"bias_vectors|meta_net\.linear1\.(?:weight|bias)")
         ctx = found.take("ctx")
         settings = {"n_ctx": ctx.shape[0], "words": "", "position": found.assume("position", position, "end")}
         return build(base, "kgcoop", class_names, settings, {"ctx": ctx}, found.source)

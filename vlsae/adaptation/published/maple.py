@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vlsae.adaptation.adaptation import Adaptation
 from vlsae.adaptation.checkpoint import build
-from vlsae.adaptation.frozen import require_words, take_frozen
+from vlsae.adaptation.frozen import take_class_bound, take_frozen
 from vlsae.adaptation.layout import LAYOUTS, Found, Layout
 from vlsae.backbones.base import Backbone
 
@@ -24,7 +24,7 @@ class MaPLeFile(Layout):
         learned = r"prompt_learner\.(proj\.(?:weight|bias)|compound_prompt_projections\.\d+\.(?:weight|bias))"
         deep = found.take_numbered(r"prompt_learner\.compound_prompts_text\.(\d+)")
         tensors = found.take_all(learned) | {"ctx": found.take("prompt_learner.ctx")}
-        require_words(found, base, len(tensors["ctx"]))
+        take_class_bound(found, base, "prompt_learner.", len(tensors["ctx"]))
         take_frozen(found, base)
         tensors |= {f"compound_prompts_text.{i}": prompts for i, prompts in enumerate(deep)}
         settings = {"n_ctx": len(tensors["ctx"]), "depth": 1 + len(deep)}
