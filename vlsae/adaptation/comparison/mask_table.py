@@ -128,7 +128,9 @@ class MaskingCurves:
             for row in self.rows:
                 p = Point(row.n, row.correct)
                 kept = (row.model, row.ranking, row.direction, row.k, row.error_kept, row.class_id)
-                out.writerow([*kept, self.class_names[row.class_id], row.condition, p.n, p.correct, p.accuracy, *p.band])
+                out.writerow(
+                    [*kept, self.class_names[row.class_id], row.condition, p.n, p.correct, p.accuracy, *p.band]
+                )
         return Path(path)
 
     @cached_property

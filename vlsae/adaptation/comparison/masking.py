@@ -80,7 +80,9 @@ def masking_curves(
     orders = {name: _order(name, ranking, dictionary, len(class_names), ks) for name, ranking in rankings.items()}
     unknown = set(directions) - set(DIRECTIONS)
     if unknown or not set(error_kept) <= {True, False}:
-        raise ValueError(f"directions={tuple(directions)}, error_kept={tuple(error_kept)}; use 'on', 'off', True, False.")
+        raise ValueError(
+            f"directions={tuple(directions)}, error_kept={tuple(error_kept)}; use 'on', 'off', True, False."
+        )
     conditions = [(name, way, k, error) for name in orders for k in ks for way in directions for error in error_kept]
     classes, rows = torch.from_numpy(labels), []
     size = max(1, batch_size // max(1, len(conditions)))
@@ -109,7 +111,9 @@ def _order(name: str, ranking: np.ndarray, dictionary: Dictionary, n_classes: in
         )
     in_order = np.sort(order, 1)
     if order.size and (in_order[:, 0].min() < 0 or in_order[:, -1].max() >= n or (np.diff(in_order) == 0).any()):
-        raise ValueError(f"Ranking {name!r} repeats a latent or names one outside 0 to {n - 1}; name each once at most.")
+        raise ValueError(
+            f"Ranking {name!r} repeats a latent or names one outside 0 to {n - 1}; name each once at most."
+        )
     return torch.from_numpy(order.astype(np.int64))
 
 
@@ -174,7 +178,9 @@ class _Masks:
 
     def _decode(self, kept: Tensor) -> Tensor:
         c = self.codes
-        return self.dictionary.decode(Codes(c.rows[kept], c.latents[kept], c.values[kept], c.n, c.n_latents), like=self.flat)
+        return self.dictionary.decode(
+            Codes(c.rows[kept], c.latents[kept], c.values[kept], c.n, c.n_latents), like=self.flat
+        )
 
 
 def _rows(model: str, conditions: Sequence[Condition], hits: np.ndarray, labels: np.ndarray) -> list[MaskRow]:

@@ -18,6 +18,8 @@ from vlsae.heatmaps.maps import dictionary_site
 from vlsae.metrics.latent_effects import written
 from vlsae.splice.model import SpLiCE
 
+ROWS = 2**14  # active codes whose atoms are gathered at a time
+
 
 @dataclass(frozen=True)
 class ClassConcepts:
@@ -69,7 +71,9 @@ def class_concepts(
     found = []
     for i, name in enumerate(class_names):
         row = step[i]
-        changes = [(before.texts[row.indices[j]], float(row.data[j])) for j in np.argsort(-abs(row.data), kind="stable")]
+        changes = [
+            (before.texts[row.indices[j]], float(row.data[j])) for j in np.argsort(-abs(row.data), kind="stable")
+        ]
         found.append(ClassConcepts(name, float(cosines[i]), before.top(i), after.top(i), changes))
     return found
 
@@ -141,7 +145,7 @@ def logit_parts(
     Example:
         >>> from vlsae import load_model, world
         >>> from vlsae.dictionaries.topk import TopKDictionary
-        >>> found = logit_parts(load_model("tiny"), TopKDictionary(64, 16, k=4), world.scenes(2), [0, 1], ["cat", "dog"],
+        >>> found = logit_parts(load_model("tiny"), TopKDictionary(192, 16, k=4), world.scenes(2), [0, 1], ["cat", "dog"],
         ...                     site="vision.pooled", progress=False)
         >>> bool(found.gap.abs().max() < 1e-4)
         True
@@ -151,7 +155,9 @@ def logit_parts(
     linear = Site.parse(site).stream == "pooled" and isinstance(head, LinearHead)
     method = ("exact" if linear else "integrated_gradients") if method == "auto" else method
     if method not in ("exact", "gradient", "integrated_gradients") or steps < 1:
-        raise ValueError(f"method={method!r}, steps={steps}: use 'exact', 'gradient' or 'integrated_gradients', and 1 or more.")
+        raise ValueError(
+            f"method={method!r}, steps={steps}: use 'exact', 'gradient' or 'integrated_gradients', and 1 or more."
+        )
     if method == "exact" and not linear:
         raise ValueError(
             f"Between {site} and a {type(head).__name__} not everything is linear; use method='integrated_gradients', or "
@@ -209,6 +215,7 @@ def _logit(tokens: SiteTokens, head: Head, pixels: Tensor, at: Tensor, wanted: T
 
 def _by_image(codes: Codes, gradient: Tensor, atoms: Tensor, n: int, t: int) -> Tensor:
     """`sum_tokens z_i <d_i, gradient>`, `[n, n_latents]`, from active codes alone."""
-    values = codes.values * torch.einsum("ad,ad->a", atoms[codes.latents], gradient[codes.rows])
+    pieces = zip(codes.latents.split(ROWS), codes.rows.split(ROWS), strict=True)
+    slopes = torch.cat([torch.einsum("ad,ad->a", atoms[latents], gradient[rows]) for latents, rows in pieces])
     place = (codes.rows // t) * codes.n_latents + codes.latents
-    return values.new_zeros(n * codes.n_latents).index_add_(0, place, values).view(n, -1)
+    return slopes.new_zeros(n * codes.n_latents).index_add_(0, place, codes.values * slopes).view(n, -1)

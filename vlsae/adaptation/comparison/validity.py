@@ -152,7 +152,9 @@ def judge(base: Fit, adapted: Fit) -> Validity:
     if not adapted.ev_centred >= base.ev_centred - TOLERANCE:
         faults.append(f"it explains over {TOLERANCE:.0%} less of the adapted model's variance than of base's")
     if lost[1] > lost[0] + TOLERANCE:
-        faults.append(f"spliced in, it costs the adapted model over {100 * TOLERANCE:.0f} points more accuracy than base")
+        faults.append(
+            f"spliced in, it costs the adapted model over {100 * TOLERANCE:.0f} points more accuracy than base"
+        )
     words = (
         f"Explained variance is {base.ev_centred:.1%} on base and {adapted.ev_centred:.1%} on the adapted model; spliced in, "
         f"accuracy goes from {base.accuracy:.1%} to {base.spliced:.1%} and from {adapted.accuracy:.1%} to {adapted.spliced:.1%}."
@@ -162,7 +164,9 @@ def judge(base: Fit, adapted: Fit) -> Validity:
     return Validity(base, adapted, not faults, verdict)
 
 
-def validity(base: Backbone, adapted: Backbone, dictionary: Dictionary, images, labels, class_names, **options) -> Validity:
+def validity(
+    base: Backbone, adapted: Backbone, dictionary: Dictionary, images, labels, class_names, **options
+) -> Validity:
     """Whether a dictionary fits base and adapted model, on the same images.
 
     Args:
@@ -224,7 +228,9 @@ def fine_tune(
     site = dictionary_site(dictionary, site)
     x = torch.cat([_tokens(SiteTokens(model, site, roles), images, batch_size, progress) for model in models])
     data = TensorActivations(x)
-    config = fit_to_data(make_config(None, None, {**recipe, "input_transform": dictionary.transform.kind, **options}), data.d)
+    config = fit_to_data(
+        make_config(None, None, {**recipe, "input_transform": dictionary.transform.kind, **options}), data.d
+    )
     _require_same(config, dictionary)
     place = dictionary.W_dec.device
     run = choose_engine("auto", config, place, data)(data, config, None, place, None)
