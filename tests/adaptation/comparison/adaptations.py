@@ -51,14 +51,14 @@ class Everything(VPT):
 
     def vision(self, model: Backbone):
         stack = ExitStack()
-        stack.enter_context(model.base.edit(SITE, lambda tokens: tokens + 2 * self.shallow[0]))
+        stack.enter_context(model.base.edit(SITE, lambda tokens: tokens + 3 * self.shallow[0]))
         stack.enter_context(super().vision(model))
         return stack
 
     def head(self, model: Backbone, class_names, templates):
         head = super().head(model, class_names, templates)
         noise = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0))
-        return LinearHead(F.normalize(head.weight + 0.07 * noise, dim=1), head.scale)
+        return LinearHead(F.normalize(head.weight + 0.15 * noise, dim=1), head.scale)
 
 
 def everything(base: Backbone) -> AdaptedBackbone:

@@ -157,7 +157,7 @@ def judge(base: Fit, adapted: Fit) -> Validity:
         )
     words = (
         f"Explained variance is {base.ev_centred:.1%} on base and {adapted.ev_centred:.1%} on the adapted model; spliced in, "
-        f"accuracy goes from {base.accuracy:.1%} to {base.spliced:.1%} and from {adapted.accuracy:.1%} to {adapted.spliced:.1%}."
+        f"accuracy falls by {100 * lost[0]:.1f} points from {base.accuracy:.1%} and by {100 * lost[1]:.1f} from {adapted.accuracy:.1%}."
     )
     advice = "Train it on with `fine_tune` on tokens of both models, and compare again."
     verdict = f"{words} It does not fit: {'; '.join(faults)}. {advice}" if faults else f"{words} It fits both models."
