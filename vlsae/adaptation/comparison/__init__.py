@@ -14,8 +14,8 @@ from vlsae.adaptation.comparison.text_side import class_concepts, logit_parts
 from vlsae.adaptation.comparison.validity import Validity, fine_tune, validity
 
 __all__ = [
-    "Aggregates", "Changes", "Gain", "Groups", "LatentRanking", "MaskingCurves", "Overlap", "RankTable", "Remapping", "Validity",
-    "aggregate", "class_concepts", "decompose_gain", "fine_tune", "logit_parts", "masking_curves", "validity",
+    "Aggregates", "Changes", "Gain", "Groups", "LatentRanking", "MaskingCurves", "Overlap", "RankTable", "Remapping",
+    "Validity", "aggregate", "class_concepts", "decompose_gain", "fine_tune", "logit_parts", "masking_curves", "validity",
     "aggregate_codes", "aggregate_sweep", "changes", "class_ranking", "dataset_ranking", "group_classes",
     "group_latents", "harmonic_mean", "label_entropies", "overlaps", "random_ranking", "rank_biased_overlap",
     "rank_table", "relative_gain", "remapping", "top_k_overlap",
