@@ -29,8 +29,8 @@ from IPython.display import HTML, Image
 
 import vlsae
 from vlsae.adaptation.comparison.joint import joint_tokens
-from vlsae.adaptation.tiny import TEMPLATES, few_shot_task
-from vlsae.demo_adaptation import MAPLE, SITE
+from vlsae.adaptation.tiny import MAPLE_FOLDER, TEMPLATES, few_shot_task
+from vlsae.demo_adaptation import SITE
 from vlsae.report import comparison_figures as figures
 from vlsae.world import scenes
 from vlsae.world.clip_data import WORDS, presence
@@ -56,7 +56,7 @@ f"tiny CLIP, untouched: {accuracy:.3f} of {len(test)} scenes; chance {1 / len(na
 # %%
 recipe = {"n_latents": 512, "k": 12, "steps": 250, "batch_size": 1024, "lr": 2e-3, "input_transform": "sqrt_d",
           "decay": 0.4, "progress": False}  # fmt: skip
-maple = vlsae.load_adapted(model, MAPLE)
+maple = vlsae.load_adapted(model, MAPLE_FOLDER)
 sae = vlsae.train(joint_tokens([model, maple], train, SITE, progress=False), "topk", **recipe)
 
 coop = vlsae.adapt(model, train, "coop", labels=train_labels, n_ctx=4, epochs=30, **quiet)

@@ -7,24 +7,15 @@ from pathlib import Path
 from vlsae.adaptation.comparison.comparison import Comparison, compare
 from vlsae.adaptation.comparison.joint import joint_tokens
 from vlsae.adaptation.load import load_adapted
-from vlsae.adaptation.tiny import TEMPLATES, few_shot_task
+from vlsae.adaptation.tiny import MAPLE_FOLDER, TEMPLATES, few_shot_task
 from vlsae.backbones.base import Backbone
 from vlsae.splice.model import SpLiCE
 from vlsae.training.loop import train
-from vlsae.world.tiny_clip import FOLDER
 
-MAPLE = FOLDER.parent / "tiny_maple"
 SITE = "vision.-2.resid_post"
 MASKS = (1, 3, 10, 30, 100)
-RECIPE = {
-    "n_latents": 768,
-    "k": 16,
-    "steps": 400,
-    "batch_size": 2048,
-    "lr": 2e-3,
-    "input_transform": "sqrt_d",
-    "decay": 0.4,
-}
+RECIPE = {"n_latents": 768, "k": 16, "steps": 400, "batch_size": 2048, "lr": 2e-3, "input_transform": "sqrt_d",
+          "decay": 0.4}  # fmt: skip
 
 
 def maple_in_scenes(
@@ -42,7 +33,7 @@ def maple_in_scenes(
         progress: show progress bars.
         **recipe: fields of `TrainConfig` that replace the demo's.
     """
-    adapted = load_adapted(model, MAPLE)
+    adapted = load_adapted(model, MAPLE_FOLDER)
     seen, _, _ = few_shot_task(n_train, seed=seed + 4000)
     tokens = joint_tokens([model, adapted], seen, SITE, progress=progress)
     dictionary = train(tokens, "topk", out=out / "dictionary", seed=seed, progress=progress, **{**RECIPE, **recipe})

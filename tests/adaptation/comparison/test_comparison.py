@@ -96,7 +96,9 @@ def test_an_amplified_direction_is_exactly_the_latent_that_changed(tiny, basis):
 
 
 def test_the_page_and_the_tables_hold_what_was_found(tiny, basis, tmp_path):
-    found = _compare(tiny, AdaptedBackbone(tiny, VPT(tiny, n_prompts=2, depth=3)), basis, n=8, curves=True, masks=(0, 5))
+    found = _compare(
+        tiny, AdaptedBackbone(tiny, VPT(tiny, n_prompts=2, depth=3)), basis, n=8, curves=True, masks=(0, 5)
+    )
     found.save(tmp_path)
     facts = json.loads((tmp_path / "metrics.json").read_text())
     assert facts["metrics"]["gain_gain"]["value"] == found.gain["gain"]
@@ -107,7 +109,12 @@ def test_the_page_and_the_tables_hold_what_was_found(tiny, basis, tmp_path):
     with open(tmp_path / "changes.csv") as file:
         assert sum(1 for _ in file) == 1 + len(found.class_changes) + len(found.dataset_changes)
     page = write_comparison(found, tmp_path / "report.html").read_text()
-    for title in ("Does the dictionary fit", "Where the accuracy comes from", "Which latents both use", "How few latents"):
+    for title in (
+        "Does the dictionary fit",
+        "Where the accuracy comes from",
+        "Which latents both use",
+        "How few latents",
+    ):
         assert title in page
     with pytest.raises(ValueError, match="was not computed"):
         found.overlap("class", 7)

@@ -155,9 +155,10 @@ def judge(base: Fit, adapted: Fit) -> Validity:
         faults.append(
             f"spliced in, it costs the adapted model over {100 * TOLERANCE:.0f} points more accuracy than base"
         )
-    words = (
-        f"Explained variance is {base.ev_centred:.1%} on base and {adapted.ev_centred:.1%} on the adapted model; spliced in, "
-        f"accuracy goes from {base.accuracy:.1%} to {base.spliced:.1%} and from {adapted.accuracy:.1%} to {adapted.spliced:.1%}."
+    words = " ".join(
+        f"On {name} it explains {fit.ev_centred:.1%} of the variance, and accuracy goes from {fit.accuracy:.1%} to "
+        f"{fit.spliced:.1%} when it is spliced in."
+        for name, fit in (("base", base), ("the adapted model", adapted))
     )
     advice = "Train it on with `fine_tune` on tokens of both models, and compare again."
     verdict = f"{words} It does not fit: {'; '.join(faults)}. {advice}" if faults else f"{words} It fits both models."
