@@ -69,7 +69,7 @@ def read_adaptation(base: Backbone, folder: str | Path) -> AdaptedBackbone:
             f"{base.weight_hash}; load that model."
         )
     adaptation = build(base, facts["method"], facts["class_names"], facts["settings"], tensors, str(folder))
-    return AdaptedBackbone(base, adaptation)
+    return AdaptedBackbone(base, adaptation.to(base.device))
 
 
 def build(

@@ -43,6 +43,14 @@ def adapt_and_score(
 
     Raises:
         ValueError: as `adapt`; for an unknown `classes`; where no image of a group of classes is left.
+
+    Example:
+        >>> from vlsae import load_model
+        >>> from vlsae.world import scenes
+        >>> drawn = ImageSource([scene.image for scene in scenes(8, seed=0)], [0, 1] * 4, ["cat", "dog"])
+        >>> _, facts = adapt_and_score(load_model("tiny"), drawn, "tip_adapter", shots=2, progress=False)
+        >>> facts["n_train"], facts["n_held_out"]
+        (4, 4)
     """
     source = load_images(images)
     labels = list(source.labels or [])

@@ -24,6 +24,9 @@ class LoRAAdaptation(Adaptation):
         alpha: with `scaling` gives s: alpha / sqrt(rank) for "clip_lora" and "rslora", alpha / rank for "peft".
         scaling: one of these.
         seed: of the random start.
+
+    The recipe has CLIP-LoRA's optimiser and rate; it was published with 500 steps a shot, more than these epochs. Fewer
+    steps want a larger rate: on the tiny model 12 epochs at `lr=2e-3` do better than 50 at 2e-4.
     """
 
     method, changes = "lora", ("vision", "text")
