@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -69,6 +69,7 @@ def adapt(
     shots: int = 16,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     out: str | Path | None = None,
+    penalty: Callable[[AdaptedBackbone, TuningBatch], Tensor] | None = None,
     progress: bool = True,
     **options: Any,
 ) -> AdaptedBackbone:
@@ -83,6 +84,7 @@ def adapt(
         shots: images a class; 0 takes all.
         templates: prompts with one `{}`, for methods that keep the text side.
         out: folder for the result.
+        penalty: of the adapted model and a batch, added to its loss, such as `FeatureConstraint.penalty`.
         progress: show a progress bar.
         **options: fields of `TuningConfig`, which replace the method's published recipe, and settings of the method.
 
@@ -118,7 +120,7 @@ def adapt(
         ) from error
     chosen = few_shot(labels, shots, config.seed)
     adapted = AdaptedBackbone(base, adaptation.to(base.device))
-    _tune(adapted, source, [(i, labels[i]) for i in chosen], class_names, templates, config, progress)
+    _tune(adapted, source, [(i, labels[i]) for i in chosen], class_names, templates, config, progress, penalty)
     if out is not None:
         adapted.save(out)
     return adapted
@@ -134,7 +136,7 @@ def _check_labels(labels: Sequence[int], class_names: Sequence[str], n_images: i
 
 
 def _tune(adapted: AdaptedBackbone, source, shots: list[tuple[int, int]], class_names, templates, config: TuningConfig,
-          progress: bool) -> None:  # fmt: skip
+          progress: bool, penalty: Callable | None = None) -> None:  # fmt: skip
     """Optimise the adaptation's own parameters; features are computed once where the vision tower stays."""
     adaptation, device = adapted.adaptation, adapted.device
     targets = torch.tensor([label for _, label in shots], device=device)
@@ -155,7 +157,8 @@ def _tune(adapted: AdaptedBackbone, source, shots: list[tuple[int, int]], class_
                 group["lr"] = config.rate(step, steps_an_epoch)
             found = features[rows] if features is not None else None
             pixels = None if found is not None else adapted.pixels([source[shots[i][0]] for i in rows.tolist()])
-            loss = adaptation.loss(adapted, TuningBatch(targets[rows], class_names, templates, found, pixels))
+            batch = TuningBatch(targets[rows], class_names, templates, found, pixels)
+            loss = adaptation.loss(adapted, batch) + (penalty(adapted, batch) if penalty is not None else 0.0)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"The loss became {loss.item()} at step {step}; lower lr={config.lr}.")
             optimizer.zero_grad()
