@@ -44,7 +44,7 @@ def test_cleaning_returns_the_planted_support(planted, init):
 
 
 def test_without_penalty_the_loss_is_that_of_the_vector_or_less(planted):
-    """The orthogonal part is worth something here, but nothing that the atoms could not give."""
+    """The task ignores the orthogonal part of the vector, so that the atoms alone can do as well as all of it."""
     sae, v, inject, _ = planted
     classes = torch.arange(2)
     loss_fn = lambda y: F.cross_entropy(torch.stack([y[:2], y[2:4]]), classes)  # noqa: E731

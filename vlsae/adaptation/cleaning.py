@@ -132,10 +132,11 @@ def decompose(
 
 @torch.no_grad()
 def _start(v: Tensor, dictionary: Dictionary, init: str) -> Tensor:
-    if v.shape != (dictionary.d,) or dictionary.signed:
+    if v.shape != (dictionary.d,):
+        raise ValueError(f"The vector has shape {list(v.shape)}; this dictionary reads one vector [{dictionary.d}].")
+    if dictionary.signed:
         raise ValueError(
-            f"The vector has shape {list(v.shape)} and {dictionary.family!r} has {'signed' if dictionary.signed else 'other'} "
-            f"codes; give one vector [{dictionary.d}] and a dictionary whose codes are not negative."
+            f"{dictionary.family!r} has codes of both signs; cleaning wants a dictionary whose codes are not negative."
         )
     if init == "encoder":
         return torch.relu(dictionary.pre(dictionary._accept(v)))

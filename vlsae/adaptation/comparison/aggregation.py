@@ -11,13 +11,13 @@ import torch
 from scipy import sparse
 from tqdm import tqdm
 
+from vlsae.adaptation.comparison.site_tokens import ROLES
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.site import Site
 from vlsae.concepts.statistics import AGGREGATORS, TAU, image_activations
 from vlsae.dictionaries.base import Codes, Dictionary
 from vlsae.heatmaps.maps import dictionary_site
 
-ROLES = ("cls", "patch")  # tokens that count: prompts and registers are not part of the image
 LEVELS = ("image", "class", "dataset")
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vlsae.adaptation.comparison.site_tokens import SiteTokens, image_batches
 from vlsae.backbones.base import Backbone
 
 
@@ -38,12 +38,11 @@ def joint_tokens(
     """
     if not len(models) or not len(images):
         raise ValueError(f"{len(models)} models and {len(images)} images were given; give at least one of each.")
-    parts = []
-    for model in models:
-        own = [i for i, role in enumerate(model.token_roles) if role != "prompt"]
-        for start in tqdm(range(0, len(images), batch_size), desc=f"tokens of {model.spec}", disable=not progress):
-            batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
-            parts.append(model.tokens(batch, site)[:, own].flatten(0, 1).cpu())
+    parts = [
+        SiteTokens(model, site).read(model.pixels(batch)).flatten(0, 1).cpu()
+        for model in models
+        for _, batch in image_batches(images, batch_size, f"tokens of {model.spec}", progress)
+    ]
     widths = {part.shape[1] for part in parts}
     if len(widths) > 1:
         raise ValueError(f"The models' tokens at {site} are {sorted(widths)} wide; one dictionary reads one width.")
