@@ -133,7 +133,9 @@ def decompose(
 @torch.no_grad()
 def _start(v: Tensor, dictionary: Dictionary, init: str) -> Tensor:
     if v.shape != (dictionary.d,):
-        raise ValueError(f"The vector has shape {list(v.shape)}; give one vector [{dictionary.d}], as this dictionary reads.")
+        raise ValueError(
+            f"The vector has shape {list(v.shape)}; give one vector [{dictionary.d}], as this dictionary reads."
+        )
     if dictionary.signed:
         raise ValueError(
             f"{dictionary.family!r} has codes of both signs; cleaning wants a dictionary whose codes are not negative."

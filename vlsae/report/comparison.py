@@ -71,7 +71,7 @@ def _tiles(comparison: Comparison) -> str:
     n_changed = len(comparison.changed_latents())
     return tiles(
         [
-            (f"{100 * gain['base']:.1f} → {100 * gain['adapted']:.1f} %", "accuracy, base → adapted",
+            (f"{100 * gain['base']:.1f} → {100 * gain['adapted']:.1f}", "accuracy in %, base → adapted",
              f"{len(comparison.labels):,} images, {len(comparison.class_names)} classes"),
             (f"{100 * gain['latents']:+.1f}", "points through latents that differ",
              f"{100 * gain['remapping']:+.1f} points through what comes after them"),
@@ -203,13 +203,16 @@ def _text(comparison: Comparison) -> str:
     def words(concepts: Sequence[tuple[str, float]]) -> str:
         return escape(", ".join(f"{word} {weight:.2f}" for word, weight in concepts[:N_WORDS]))
 
-    rows = [[escape(c.name), words(c.before), words(c.after), cell(c.cosine)] for c in comparison.class_concepts]
+    rows = [
+        [f"{escape(c.name)}<small>before: {words(c.before)}<br>after: {words(c.after)}</small>", cell(c.cosine)]
+        for c in comparison.class_concepts
+    ]
     return section(
         "What the class texts mean now",
         paragraph(
             "Each class embedding in words of the vocabulary (SpLiCE), before and after, and the cosine between both."
         ),
-        table(["class", "before", "after", "cosine"], rows),
+        table(["class", "cosine"], rows),
     )
 
 
