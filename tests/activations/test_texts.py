@@ -11,6 +11,7 @@ from vlsae.activations import ActivationStore, StoreError, extract, missing_rank
 from vlsae.activations.texts import load_texts, text_id
 from vlsae.cli import main
 from vlsae.dictionaries.checkpoint import load_dictionary
+from vlsae.report import write_report
 from vlsae.world import scenes
 
 
@@ -68,6 +69,8 @@ def test_msae_by_commands(tiny, shown, tmp_path, given, site):
     rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert rows[-1]["ev"] > 0.5  # 0 would be the mean
     assert F.mse_loss(sae(x), x) < 0.5 * x.var(0, correction=0).mean()
+    with pytest.raises(ValueError, match=f"holds {site}, one vector each and no patches"):
+        write_report(found, sae, None, tmp_path / "report.html")
 
 
 def test_texts_from_anywhere(tiny, tmp_path):
