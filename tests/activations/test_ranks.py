@@ -193,3 +193,22 @@ def test_command_line(photos, tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["n_skipped"] == 5
     assert main([*command, "--rank", "5"]) == 2
     assert "rank=5 of world_size=3 does not exist" in capsys.readouterr().err
+
+
+def test_a_rank_without_a_readable_image(tiny, tmp_path):
+    """It leaves the rest to the others, and so does a rank that comes before any image was read."""
+    for i, scene in enumerate(scenes(8, seed=5)):
+        Image.fromarray(scene.pixels).save(tmp_path / f"{i}.png")
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(b"broken")
+    out = tmp_path / "store"
+    store = extract(tiny, tmp_path, out=out, rank=0, world_size=2, **OPTIONS)
+    assert not store.complete and missing_ranks(store, 2) == [1]
+    assert (store.n_images, len(store), store.missing) == (0, 0, [1])
+    assert not ActivationStore(out).complete
+    store = extract(tiny, tmp_path, out=out, rank=1, world_size=2, **OPTIONS)
+    assert store.complete and store.n_images == 4 and store.manifest["n_skipped"] == 4
+    for i in range(4, 8):
+        (tmp_path / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(StoreError, match="None of the 8 images could be read"):
+        extract(tiny, tmp_path, out=tmp_path / "none", **OPTIONS)

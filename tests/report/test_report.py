@@ -2,16 +2,27 @@
 
 import re
 import shutil
+from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from PIL import Image
 
 from vlsae.concepts.statistics import latent_statistics
 from vlsae.report import write_report
-from vlsae.report.figures import latent_scatter, localisation_curves, name_lines, new_figure, png, spread
+from vlsae.report.figures import (
+    by_layer,
+    latent_scatter,
+    layer_heatmap,
+    localisation_curves,
+    name_lines,
+    new_figure,
+    png,
+    spread,
+)
 from vlsae.report.page import cell, table, write_page
 from vlsae.training import train
 from vlsae.world import concepts, scenes
@@ -80,6 +91,21 @@ def test_figures_are_pictures(store):
 
     some = Localisation([0, 1], [3, 4], [0.9, 0.99], [0.9, 0.9], [0.5, 0.5], [1.0, 1.0], [0.5, 0.5], [9, 9])
     assert localisation_curves({"sae": some, "pca": some})[:4] == b"\x89PNG"
+
+
+def test_the_map_of_layers_shows_latents_where_they_are():
+    """Latents of one layer each, shuffled: a staircase, and so are the lightest pixels of the figure."""
+    layer = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 5))
+    known = np.vstack([np.eye(4)[layer], np.full((3, 4), np.nan)])
+    assert (layer[by_layer(known)] == np.repeat(np.arange(4), 5)).all()
+    pixels = np.asarray(Image.open(BytesIO(layer_heatmap(known, n_tokens=60))).convert("RGB")).astype(int)
+    lightest = np.abs(pixels - np.array([254, 232, 56])).max(2) < 8  # the upper end of cividis
+    columns = np.flatnonzero(lightest[:, : pixels.shape[1] * 3 // 4].any(0))
+    heights = [np.flatnonzero(lightest[:, x]).mean() for x in columns]
+    assert np.ptp(columns) > pixels.shape[1] / 2
+    assert (np.diff(heights) <= 0.5).all() and len(set(np.round(heights, -1))) == 4
+    with pytest.raises(ValueError, match="3 names of layers and 20 active latents of 23"):
+        layer_heatmap(known, ["a", "b", "c"])
 
 
 def test_labels_keep_their_distance_and_their_order():

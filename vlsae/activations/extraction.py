@@ -25,6 +25,7 @@ from vlsae.activations.format import (
 )
 from vlsae.activations.ranks import shards_of
 from vlsae.activations.reader import ActivationStore
+from vlsae.activations.texts import TextSource, load_texts
 from vlsae.activations.writer import clear_leftovers, write_shard
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model
@@ -62,7 +63,8 @@ def extract(
 
     Args:
         model: a `Backbone` or its name; `load_model(name, device, precision="bfloat16")` is the quick one.
-        images: anything `vlsae.load_images` opens.
+        images: anything `vlsae.load_images` opens; for "text.pooled" texts instead, a list of strings or a `.txt` with one a
+            line, which the store then counts and numbers like images.
         site: one site or several of one tower, all read in one forward pass that ends at the last of them. With
             "vision.pooled" beside sites of tokens, the store also holds every image's embedding (`store.embeddings()`).
         out: folder of the store.
@@ -90,8 +92,8 @@ def extract(
         >>> store.n_images, store.n_tokens, store.d
         (4, 64, 192)
     """
-    model, source, root = load_model(model), load_images(images), Path(out)
     sites = [Site.parse(s) for s in ([site] if isinstance(site, (str, Site)) else site)]
+    model, source, root = load_model(model), _load(images, sites), Path(out)
     sites = [s.resolve(len(model.blocks(s.tower))) for s in sites]
     config = _plan(model, source, sites, tokens, random_k, dtype, batch_size, shard_images, seed)
     mine = shards_of(rank, world_size, config.n_shards)
@@ -107,12 +109,20 @@ def extract(
     return _finish(root, config)
 
 
-def _plan(model, source, sites, tokens, random_k, dtype, batch_size, shard_images, seed) -> StoreConfig:
+def _load(inputs, sites: list[Site]) -> ImageSource | TextSource:
+    """The site says what a list of names or a file of lines holds."""
+    if [str(s) for s in sites] == ["text.pooled"]:
+        return load_texts(inputs)
     towers = {s.tower for s in sites}
     if towers != {"vision"}:
         raise StoreError(
-            f"Images have activations in the vision tower; sites of {', '.join(sorted(towers))} were given."
+            f"A store holds images at sites of the vision tower, or texts at text.pooled alone; sites of "
+            f"{', '.join(sorted(towers))} were given: {', '.join(map(str, sites))}."
         )
+    return load_images(inputs)
+
+
+def _plan(model, source, sites, tokens, random_k, dtype, batch_size, shard_images, seed) -> StoreConfig:
     only_pooled = all(s.stream == "pooled" for s in sites)
     roles = ["cls"] if only_pooled else list(model.token_roles)
     if only_pooled:
@@ -132,7 +142,7 @@ def _plan(model, source, sites, tokens, random_k, dtype, batch_size, shard_image
         precision=model.precision,
         source=source.spec,
         n_source=len(source),
-        class_names=source.class_names,
+        class_names=list(source.class_names),
         sites=[str(s) for s in sites],
         dtype=dtype,
         tokens=tokens,
@@ -173,7 +183,7 @@ def _same_arguments(root: Path, config: StoreConfig) -> None:
         raise StoreError(f"{root} was begun with other arguments ({'; '.join(changed)}); use another folder.")
 
 
-def _same_images(root: Path, shards: dict[int, dict], source: ImageSource) -> None:
+def _same_images(root: Path, shards: dict[int, dict], source: ImageSource | TextSource) -> None:
     """A store is continued, or found finished, only with the images it was begun with; the first stored one tells."""
     first = next((s for s in shards.values() if s["ids"]), None)
     if first is not None and source[first["indices"][0]].id != first["ids"][0]:
@@ -186,11 +196,11 @@ def _finish(root: Path, config: StoreConfig) -> ActivationStore:
     """Write the manifest if all shards are there; every rank that finds them so writes the same one."""
     _same_arguments(root, config)  # two jobs with different arguments may have begun in the same moment
     shards = list(complete_shards(root).values())
+    if len(shards) < config.n_shards:
+        return ActivationStore(root)
     if not any(s["ids"] for s in shards):
         messages = "; ".join(message for s in shards for _, message in s["skipped"][:3])
         raise StoreError(f"None of the {sum(s['next'] - s['first'] for s in shards)} images could be read: {messages}")
-    if len(shards) < config.n_shards:
-        return ActivationStore(root)
     histograms = {site: np.sum([s["norm_histogram"][site] for s in shards], 0) for site in config.sites}
     quantiles = {site: norm_quantiles(histogram) for site, histogram in histograms.items()}
     skipped = sum(len(s["skipped"]) for s in shards)

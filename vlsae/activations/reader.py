@@ -47,7 +47,7 @@ class ActivationStore:
 
     Attributes:
         config: the fields of `config.json`.
-        n_images, n_tokens, d: images, stored tokens an image, and width.
+        n_images, n_tokens, d: images, stored tokens an image, and width, which is 0 before an image could be read.
         ids, names, labels, sizes: one entry an image (content id, source, class number, original width and height).
 
     Raises:
@@ -61,12 +61,12 @@ class ActivationStore:
         self._present = set(found)
         self._numbers = [number for number, shard in found.items() if shard["ids"]]
         self.shards = [found[number] for number in self._numbers]
-        if not self.shards:
+        if not found:
             raise StoreError(f"{self.path} has no complete shard yet; run vlsae.extract on it again.")
         self.site = site or self.config.sites[0]
         if self.site not in self.config.sites:
             raise StoreError(f"{self.path} has no site {self.site}; it holds {', '.join(self.config.sites)}.")
-        self.d = int(self.shards[0]["d"][self.site])
+        self.d = int(self.shards[0]["d"][self.site]) if self.shards else 0
         self.n_tokens = 1 if is_pooled(self.site) else self.config.random_k or len(self.config.token_roles)
         for field in ("ids", "names", "labels", "sizes", "indices"):
             setattr(self, field, [value for s in self.shards for value in s[field]])

@@ -25,6 +25,7 @@ from vlsae.activations.format import (
     site_file,
     write_json,
 )
+from vlsae.activations.texts import TextSample, TextSource
 from vlsae.backbones.base import Backbone
 from vlsae.images.decode import UnreadableImage
 from vlsae.images.sources import ImageSource, Sample
@@ -32,9 +33,11 @@ from vlsae.images.sources import ImageSource, Sample
 log = logging.getLogger("vlsae")
 
 
-def _read_samples(source: ImageSource, span: range, wanted: int, strict: bool, bar) -> tuple[list, list, int]:
+def _read_samples(
+    source: ImageSource | TextSource, span: range, wanted: int, strict: bool, bar
+) -> tuple[list, list, int]:
     """Up to `wanted` readable samples of a span, what was skipped, and the next index."""
-    samples: list[tuple[int, Sample]] = []
+    samples: list[tuple[int, Sample | TextSample]] = []
     skipped: list[tuple[int, str]] = []
     index = span.start
     while index < span.stop and len(samples) < wanted:
@@ -105,7 +108,7 @@ def clear_leftovers(root: Path, shards: range) -> None:
 
 
 def write_shard(
-    root: Path, number: int, model: Backbone, source: ImageSource, config: StoreConfig, strict: bool, bar
+    root: Path, number: int, model: Backbone, source: ImageSource | TextSource, config: StoreConfig, strict: bool, bar
 ) -> None:
     """Write one shard under a partial name of its own and rename it.
 
@@ -167,7 +170,7 @@ def _fill(files, partial, model, source, config, span, strict, bar) -> dict:
             if not samples:
                 continue
             indices = [i for i, _ in samples]
-            found = model.tokens_at([s.image for _, s in samples], config.sites)
+            found = model.tokens_at([s.content for _, s in samples], config.sites)
             chosen = _keep_positions(config, indices)
             if chosen is not None:
                 _write_bytes(token_file, chosen.tobytes())
@@ -183,7 +186,7 @@ def _fill(files, partial, model, source, config, span, strict, bar) -> dict:
             info["indices"] += indices
             for field, value in (("ids", "id"), ("names", "name"), ("labels", "label")):
                 info[field] += [getattr(s, value) for _, s in samples]
-            info["sizes"] += [list(s.image.size) for _, s in samples]
+            info["sizes"] += [list(s.size) for _, s in samples]
     if config.tokens != "random_k":
         (partial / "tokens.bin").unlink()
     info["next"] = next_index

@@ -29,6 +29,16 @@ class Sample:
     name: str
     label: int = -1
 
+    @property
+    def content(self) -> Image.Image:
+        """What the model is given."""
+        return self.image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.size
+
 
 class ImageSource(Sequence):
     """A sequence of samples, decoded when they are asked for.

@@ -191,7 +191,8 @@ def monosemanticity(
         codes: `[N, n_latents]`, or `Codes` of N vectors: one an image, such as of the class token or a mean over tokens.
         embeddings: `[N, e]` of the same images.
         floor: the activation that counts as none; each latent's minimum where None.
-        bootstrap: reweightings of the images for 95 % percentile intervals, 0 for none; exponential weights (Rubin 1981).
+        bootstrap: reweightings of the images for 95 % intervals, 0 for none; exponential weights (Rubin 1981). Percentiles
+            are moved by the bootstrap's bias, so that an interval holds its score, and may reach beyond 1.
             An image is no pair with itself, whose cosine of 1 would raise every score; minima stay those of all images.
         seed: of the weights.
 
@@ -226,8 +227,8 @@ def monosemanticity(
             list(_reweighted(codes, embeddings, sums.lowest if floor is None else floor, bootstrap, seed))
         )
         draws = torch.where(scores.isnan(), torch.nan, draws)
-        low, high = _interval(draws)
-        means = _interval(draws.nanmean(1))
+        low, high = _interval(draws, scores)
+        means = _interval(draws.nanmean(1), scores.nanmean())
         ci = (means[0].item(), means[1].item())
     metric = Metric("monosemanticity", scores.nanmean().item(), n, DEFINITION, REFERENCE, ci=ci, baselines=baselines)
     return Monosemanticity(scores, low, high, sums.above, metric)
@@ -248,7 +249,11 @@ def _reweighted(codes: Tensor | Codes, embeddings: Tensor, floor: float | Tensor
         yield sums.scores(floor)
 
 
-def _interval(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """The 2.5 % and 97.5 % quantiles over the first axis, NaN left out."""
-    low, high = draws.nanquantile(torch.tensor([0.025, 0.975], dtype=draws.dtype), dim=0)
-    return low, high
+def _interval(draws: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """The 2.5 % and 97.5 % quantiles over the first axis, NaN left out, moved so that the median is the estimate.
+
+    A ratio of sums over few images is biased under weights that vary: draws lie below the score on average, and in a mean
+    over many latents this bias exceeds the spread. A reflected ("basic") interval would miss the score on its other side.
+    """
+    low, middle, high = draws.nanquantile(torch.tensor([0.025, 0.5, 0.975], dtype=draws.dtype), dim=0)
+    return estimate + (low - middle), estimate + (high - middle)

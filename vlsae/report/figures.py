@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -152,4 +153,54 @@ def localisation_curves(found: dict[str, Localisation]) -> bytes:
     ax.set_title(f"{n} objects; column chosen on one half of the scenes, scored on the other", loc="left", fontsize=11)
     ax.legend(frameon=False, loc="lower left")
     clean(ax)
+    return png(fig)
+
+
+def by_layer(distribution) -> np.ndarray:
+    """Latents that are active at all, those of early layers first.
+
+    Args:
+        distribution: `[n_latents, L]` from `layer_distribution`, rows of NaN for silent latents.
+
+    Returns:
+        Their numbers, ordered by the mean layer; equal means keep the order of numbers.
+
+    Example:
+        >>> by_layer([[0.0, 1.0], [np.nan, np.nan], [0.5, 0.5]]).tolist()
+        [2, 0]
+    """
+    distribution = np.asarray(distribution, float)
+    active = np.flatnonzero(np.isfinite(distribution).all(1))
+    mean = distribution[active] @ np.arange(distribution.shape[1])
+    return active[np.argsort(mean, kind="stable")]
+
+
+def layer_heatmap(distribution, layers: Sequence[str] | None = None, *, n_tokens: int | None = None) -> bytes:
+    """How every latent's activation is spread over the layers of a multi-layer dictionary, as PNG.
+
+    Args:
+        distribution: `P(L = l | J = j)`, `[n_latents, L]` from `vlsae.metrics.layers.layer_distribution`.
+        layers: names of the layers, their numbers from 0 where None.
+        n_tokens: tokens it was taken over, for the title.
+
+    Raises:
+        ValueError: for another number of names, or where all latents are silent.
+    """
+    distribution = np.asarray(distribution, float)
+    n_latents, n_layers = distribution.shape
+    names, order = [str(i) for i in range(n_layers)] if layers is None else list(layers), by_layer(distribution)
+    if len(names) != n_layers or not len(order):
+        raise ValueError(
+            f"{len(names)} names of layers and {len(order)} active latents of {n_latents} were given for {n_layers} "
+            "layers; give a name a layer, and latents of which at least one is active."
+        )
+    fig = new_figure(8.4, 1.6 + 0.24 * n_layers)
+    ax = fig.subplots()
+    picture = ax.imshow(distribution[order].T, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1,
+                        interpolation="nearest" if len(order) < 1000 else "antialiased")  # fmt: skip
+    fig.colorbar(picture, ax=ax, pad=0.01, format=PercentFormatter(1.0), label="share of a latent's\nactivation")
+    ax.set(xlabel="active latents, ordered by their mean layer", ylabel="layer")
+    ax.set_yticks(range(n_layers), names)
+    over = "" if n_tokens is None else f"; {n_tokens:,} tokens at {n_layers} layers"
+    ax.set_title(f"{len(order):,} active latents of {n_latents:,}{over}", loc="left", fontsize=11)
     return png(fig)

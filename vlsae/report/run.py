@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlsae import __version__
+from vlsae.activations.format import is_pooled
 from vlsae.activations.reader import ActivationStore
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.load import load_model
@@ -87,8 +88,14 @@ def write_report(
         The path of the page.
 
     Raises:
-        ValueError: when statistics and store do not belong together, or the images cannot be opened again.
+        ValueError: when statistics and store do not belong together, the store has no patches, or the images cannot be
+            opened again.
     """
+    if is_pooled(store.site):
+        raise ValueError(
+            f"{store.path} holds {store.site}, one vector each and no patches to draw; extract tokens, such as of "
+            "vision.-2.resid_post, for a report, or read `statistics.top_images` beside `store.names`."
+        )
     if statistics.n_images != store.n_images or statistics.n_latents != dictionary.n_latents:
         raise ValueError(
             f"The statistics are of {statistics.n_latents} latents on {statistics.n_images} images; the dictionary has "
