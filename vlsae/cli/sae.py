@@ -18,19 +18,13 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
 
     _evaluation_options(add("evaluate", "Compare dictionary families on the embedded model.", Path("runs/evaluate")))
 
-<<<<<<< HEAD
-    extract = add("extract", "Write a model's patch tokens of your images to disk.", RUN / "activations")
-    extract.add_argument("images", help="a picture, a folder, a .csv with a column 'path', or a .txt list")
-    extract.add_argument("--model", default="tiny", help="tiny, tiny16, open_clip:ARCH/TAG, hf:ID, or a folder")
-=======
     extract = add(
         "extract", "Write a model's tokens of your images, or embeddings of texts, to disk.", RUN / "activations"
     )
     extract.add_argument(
         "images", help="a picture, a folder, a .csv with a column 'path', a .txt list; for text.pooled a .txt of texts"
     )
-    extract.add_argument("--model", default="tiny", help="tiny, open_clip:ARCH/TAG, hf:ID, or a folder")
->>>>>>> pooled
+    extract.add_argument("--model", default="tiny", help="tiny, tiny16, open_clip:ARCH/TAG, hf:ID, or a folder")
     extract.add_argument("--site", nargs="+", default=["vision.-2.resid_post"], help="TOWER.BLOCK.STREAM")
     extract.add_argument("--tokens", default="patches", choices=["patches", "cls", "patches+cls", "all", "random_k"])
     extract.add_argument("--random-k", type=int, default=0, help="tokens an image with --tokens random_k")
