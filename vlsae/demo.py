@@ -157,7 +157,8 @@ def run_demo(out: str | Path = "runs/demo", *, seed: int = 0, n_train: int = 300
                                 **{name: recipe[name] for name in ("steps",) if name in recipe})  # fmt: skip
     metrics |= pairs.metrics
     lap("pairs")
-    adaptation = maple_in_scenes(model, SpLiCE(model, "tiny", progress=False), out / "adaptation", seed=seed, progress=progress,
+    adaptation = maple_in_scenes(model, SpLiCE(model, "tiny", progress=False), out / "adaptation",
+                                 n_train=min(600, n_train // 2), n=min(200, n_train // 4), seed=seed, progress=progress,
                                  **{name: recipe[name] for name in ("steps",) if name in recipe})  # fmt: skip
     metrics |= {f"maple_{name}": metric for name, metric in adaptation.metrics().items() if name in HEADLINES}
     lap("adaptation")

@@ -68,3 +68,5 @@ def test_a_small_demo(tmp_path, capsys):
     assert len(result.names) == 256
     assert metrics["pairs_translated"]["value"] > 5 * metrics["pairs_translated"]["chance"]
     assert "Images and sentences in one set of concepts" in html
+    assert "What adaptation changed: tiny+maple" in html
+    assert metrics["maple_gain_adapted"]["value"] > metrics["maple_gain_base"]["value"]

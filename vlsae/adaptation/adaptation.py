@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlsae.adaptation.prompts import clean_name
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
 from vlsae.backbones.head import Head, LinearHead
 from vlsae.registry import Registry
@@ -107,12 +108,21 @@ class Adaptation(nn.Module):
 
     def require_classes(self, class_names: Sequence[str]) -> None:
         """Raise where a head is bound to other classes than those asked for."""
-        if self.class_names is not None and tuple(class_names) != self.class_names:
+        if self.class_names is not None and [*map(clean_name, class_names)] != [*map(clean_name, self.class_names)]:
             raise ValueError(
                 f"This {self.method} was trained on the {len(self.class_names)} classes {_some(self.class_names)} and "
                 f"knows no others; asked for were {len(class_names)}: {_some(class_names)}. Give the same classes in the "
                 "same order, or use a method that is not bound to classes."
             )
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raise where templates are no list of prompts with a place for the class name."""
+    wrong = [templates] if isinstance(templates, str) else [t for t in templates if t.count("{}") != 1]
+    if wrong or not templates:
+        raise ValueError(
+            f"templates={templates!r} were given; give a list of prompts, each with one {{}} for the class name."
+        )
 
 
 def text_classifier(

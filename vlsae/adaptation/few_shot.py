@@ -22,6 +22,8 @@ def few_shot(labels: Sequence[int], shots: int, seed: int = 0) -> list[int]:
         >>> few_shot([0, 1, 0, 1, -1], shots=1, seed=0)
         [2, 3]
     """
+    if shots < 0:
+        raise ValueError(f"shots={shots} was given; expected images a class, or 0 for all.")
     classes: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
         if label >= 0:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vlsae.adaptation.adaptation import ADAPTATIONS
 from vlsae.adaptation.adapted import AdaptedBackbone
 from vlsae.adaptation.few_shot import base_and_new, few_shot
 from vlsae.adaptation.prompts import clean_name
@@ -53,14 +54,20 @@ def adapt_and_score(
         (4, 4)
     """
     source = load_images(images)
-    labels = list(source.labels or [])
+    labels = source.known_labels()
     names = [clean_name(name) for name in source.class_names]
     groups = _groups(len(names), classes)
     trained = groups.get(classes) or groups["accuracy"]
     to_train = [trained.index(label) if label in trained else -1 for label in labels]
+    ADAPTATIONS.get(method)  # an unknown name is the first thing to say
+    chosen = set(few_shot(to_train, shots, seed))
+    if not any(label >= 0 and i not in chosen for i, label in enumerate(labels)):
+        raise ValueError(
+            f"shots={shots} takes all {len(chosen)} images, and none is left to be classified; give fewer shots, or use "
+            "vlsae.adapt, which scores nothing."
+        )
     adapted = adapt(base, source, method, labels=to_train, class_names=[names[c] for c in trained], shots=shots,
                     templates=templates, out=out, seed=seed, progress=progress, **options)  # fmt: skip
-    chosen = set(few_shot(to_train, shots, seed))
     facts: dict[str, Any] = {"n_train": len(chosen), "n_held_out": 0}
     for group, members in groups.items():
         rest = [(i, members.index(label)) for i, label in enumerate(labels) if label in members and i not in chosen]

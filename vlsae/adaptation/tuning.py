@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vlsae.adaptation.adaptation import ADAPTATIONS, TuningBatch
+from vlsae.adaptation.adaptation import ADAPTATIONS, TuningBatch, check_templates
 from vlsae.adaptation.adapted import AdaptedBackbone
 from vlsae.adaptation.few_shot import few_shot
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
@@ -105,9 +105,10 @@ def adapt(
         torch.Size([2, 2])
     """
     source = load_images(images)
-    labels = list(labels) if labels is not None else source.labels or [source[i].label for i in range(len(source))]
+    labels = list(labels) if labels is not None else source.known_labels()
     class_names = list(class_names if class_names is not None else source.class_names)
     _check_labels(labels, class_names, len(source))
+    check_templates(templates)
     kind = ADAPTATIONS.get(method)
     names = {field.name for field in fields(TuningConfig)}
     config = TuningConfig(**{**kind.recipe, **{k: v for k, v in options.items() if k in names}})

@@ -46,9 +46,9 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
         curves=not options.no_curves, batch_size=options.batch_size, progress=not options.json,
     )  # fmt: skip
     comparison.save(options.out)
-    report = write_comparison(comparison, options.out / "report.html")
     if not options.json:
         print(comparison.summary())
+    report = write_comparison(comparison, options.out / "report.html")
     return {"report": str(report), "metrics": str(options.out / "metrics.json"), **comparison.gain}
 
 

@@ -60,6 +60,12 @@ class ImageSource(Sequence):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def known_labels(self) -> list[int]:
+        """Class number of every sample, -1 for none; decodes images only where they alone know."""
+        if self.labels is not None:
+            return [int(self.labels[i]) for i in self._indices]
+        return [self[i].label for i in range(len(self))]
+
     def __getitem__(self, index):
         if isinstance(index, slice):
             part = ImageSource(self.items, self.labels, self.class_names)

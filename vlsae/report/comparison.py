@@ -54,9 +54,10 @@ def comparison_sections(comparison: Comparison, names: Sequence[str] | None = No
     """The sections of the page, for use in a longer report."""
     parts = [_validity(comparison), _gain(comparison), _overlap(comparison)]
     if comparison.vision_changed:
-        parts += [_changes(comparison), _latents(comparison, names)]
+        parts.append(_changes(comparison))
+        parts += [] if comparison.site.endswith("pooled") else [_latents(comparison, names)]
     parts += [_curves(comparison)] if comparison.curves is not None else []
-    parts += [_remapping(comparison)] if comparison.vision_changed and len(comparison.class_names) <= 60 else []
+    parts += [_remapping(comparison)] if comparison.vision_changed and len(comparison.remapping.classes) <= 60 else []
     parts += [_text(comparison)] if comparison.class_concepts is not None else []
     return parts
 
@@ -188,14 +189,19 @@ def _curves(comparison: Comparison) -> str:
 
 def _remapping(comparison: Comparison) -> str:
     matrix = comparison.remapping
-    own = float(np.diag(matrix.matrix).mean())
+    own = float(np.nanmean(matrix.kept))
     return section(
         "Whose latents each class uses now",
         paragraph(
             f"On average {_percent(own)} of a class's top {matrix.k} latents in the adapted model were among its own top "
             f"{matrix.k} in the base."
         ),
-        figure(figures.remapping_matrix(matrix.matrix, comparison.class_names, matrix.k), "", "class by class", 620),
+        figure(
+            figures.remapping_matrix(matrix.matrix, [comparison.class_names[c] for c in matrix.classes], matrix.k),
+            "",
+            "class by class",
+            620,
+        ),
     )
 
 

@@ -6,14 +6,14 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from vlsae.adaptation.comparison.aggregation import Aggregates, aggregate
+from vlsae.adaptation.adaptation import check_templates
+from vlsae.adaptation.comparison.aggregation import Aggregates, aggregate_sweep
 from vlsae.adaptation.comparison.changes import Changes, changes
 from vlsae.adaptation.comparison.gain import Gain, decompose_gain
 from vlsae.adaptation.comparison.mask_table import MaskingCurves
@@ -24,6 +24,7 @@ from vlsae.adaptation.comparison.ranking import order_latents
 from vlsae.adaptation.comparison.remapping import Remapping, remapping
 from vlsae.adaptation.comparison.text_side import ClassConcepts, class_concepts
 from vlsae.adaptation.comparison.validity import Validity, validity
+from vlsae.adaptation.prompts import clean_name
 from vlsae.atomic import replacing
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
 from vlsae.backbones.head import LinearHead
@@ -32,6 +33,7 @@ from vlsae.dictionaries.base import Dictionary
 from vlsae.heatmaps.maps import dictionary_site
 from vlsae.images.sources import ImageSource, load_images
 from vlsae.metrics.result import Metric
+from vlsae.splice.audits.inference import check_resampling
 from vlsae.splice.model import SpLiCE
 
 MASKS = (1, 2, 5, 10, 20, 50, 100)
@@ -47,6 +49,7 @@ class Comparison:
         settings: tau, k and the rest, for the record.
         validity: whether the dictionary fits both models.
         aggregates: of the base and the adapted model.
+        vision_changed: whether any image has other codes in the adapted model, however slightly.
         overlaps: by level: "image", "class", "dataset".
         class_changes, dataset_changes: per-latent changes, tested.
         remapping: whose latents each class uses now.
@@ -65,6 +68,7 @@ class Comparison:
     settings: dict[str, Any]
     validity: Validity
     aggregates: tuple[Aggregates, Aggregates]
+    vision_changed: bool
     overlaps: dict[str, Overlap]
     class_changes: Changes
     dataset_changes: Changes
@@ -94,12 +98,6 @@ class Comparison:
     def gain(self) -> dict[str, float]:
         """Accuracy of both models and what it is made of: "base", "adapted", "gain", "latents", "remapping", ..."""
         return {name: metric.value for name, metric in self.gain_result.metrics.items()}
-
-    @cached_property
-    def vision_changed(self) -> bool:
-        """Whether any image has other latents in the adapted model."""
-        base, adapted = self.aggregates
-        return bool((base.image != adapted.image).nnz)
 
     @property
     def n_active(self) -> int:
@@ -243,15 +241,17 @@ def compare(
         (1.0, [], 0.0)
     """
     source = load_images(images)
-    labels = np.asarray(
-        labels if labels is not None else source.labels or [source[i].label for i in range(len(source))]
-    )
-    names = list(class_names if class_names is not None else source.class_names)
+    labels = np.asarray(labels if labels is not None else source.known_labels())
+    names = [clean_name(name) for name in (class_names if class_names is not None else source.class_names)]
     _check(base, adapted, labels, names, len(source), k, ks)
+    check_templates(templates)
+    check_resampling(n_boot, 0.95)
     site = dictionary_site(dictionary, site)
     shared = {"site": site, "batch_size": batch_size, "progress": progress}
     zero_shot = {"templates": templates, **shared}
-    aggregates = tuple(aggregate(m, dictionary, source, labels, tau, **shared) for m in (base, adapted))
+    aggregates, means = zip(
+        *(_aggregates(m, dictionary, source, labels, tau, shared) for m in (base, adapted)), strict=True
+    )
     gain = decompose_gain(base, adapted, source, labels, names, dictionary=dictionary, shared=_shared(*aggregates),
                           n_boot=n_boot, seed=seed, **zero_shot)  # fmt: skip
     masked = None
@@ -272,6 +272,7 @@ def compare(
     return Comparison(
         base, adapted, dictionary, site, source, labels, names, settings,
         validity(base, adapted, dictionary, source, labels, names, **zero_shot), aggregates,
+        bool((means[0].image != means[1].image).nnz),
         overlaps(*aggregates, ks=sorted({*ks, k}), n_boot=n_boot, seed=seed), changes(*aggregates),
         changes(*aggregates, level="dataset", n_boot=n_boot, seed=seed), remapping(*aggregates, k=k), gain, masked, concepts,
     )  # fmt: skip
@@ -285,6 +286,21 @@ def rankings_of(aggregates: Aggregates, n_classes: int, seed: int = 0) -> dict[s
     whole, known = dataset_ranking(aggregates).order, set(aggregates.classes.tolist())
     rows = [class_ranking(aggregates, c).order if c in known else whole for c in range(n_classes)]
     return {"class": np.stack(rows), "dataset": whole, "random": random_ranking(aggregates, seed).order}
+
+
+def _aggregates(model, dictionary, images, labels, tau: float, shared: dict) -> tuple[Aggregates, Aggregates]:
+    """Counts above tau, and mean codes, in one pass.
+
+    Raises:
+        ValueError: where no token has a code above tau: there would be nothing to compare.
+    """
+    counts, means = aggregate_sweep(
+        model, dictionary, images, labels, operators=("count", "mean"), taus=(tau,), **shared
+    ).values()
+    if not counts.image.nnz:
+        raise ValueError(f"No latent is above tau={tau} on any token of {model.spec}; its largest mean code is "
+                         f"{means.image.max():.3g}. Give a smaller tau.")  # fmt: skip
+    return counts, means
 
 
 def _shared(base: Aggregates, adapted: Aggregates) -> np.ndarray:
@@ -306,5 +322,5 @@ def _check(base, adapted, labels: np.ndarray, names: list[str], n_images: int, k
             f"{base.spec} has {len(grids[0])} tokens an image and {adapted.spec} {len(grids[1])}; compare models of one vision "
             "tower."
         )
-    if k < 1 or min(ks) < 1:
+    if k < 1 or min(ks, default=0) < 1:
         raise ValueError(f"k={k} and ks={tuple(ks)} were given; expected sizes of at least 1.")

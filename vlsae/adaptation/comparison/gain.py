@@ -27,7 +27,7 @@ DEFINITIONS = {
     "adapted_tokens": "acc(a, b): the adapted model's tokens under base's later blocks and head",
     "base_tokens": "acc(b, a): base's tokens under the adapted model's later blocks and head",
     "head_only": "base's image embeddings under the adapted model's head",
-    "shared_only": "the adapted model with the latents that are not shared removed, error kept",
+    "shared_only": "the adapted model with the latents that are not shared (above tau in both) removed, error kept",
     "base_codes": "the adapted model with base's codes of all latents, error kept",
     "base_amplitudes": "the adapted model with base's codes of shared latents and its own of the others, error kept",
 }
