@@ -36,6 +36,7 @@ def test_adapt_learns_the_folder_names_and_writes_what_it_learned(tiny, pictures
     assert (found["n_train"], found["n_held_out"]) == (12, 8)
     assert found["accuracy_before"] <= 0.25
     assert found["accuracy_after"] >= 0.75
+    assert json.loads((out / "scores.json").read_text())["accuracy_after"] == found["accuracy_after"]
     adapted = read_adaptation(tiny, out)
     assert adapted.adaptation.class_names == CLASSES
     assert adapted.adaptation.settings == {"C": 1000}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import torch
 
 from vlsae.adaptation.adaptation import ADAPTATIONS
 from vlsae.adaptation.adapted import AdaptedBackbone
+from vlsae.adaptation.comparison.gains import harmonic_mean
 from vlsae.adaptation.few_shot import base_and_new, few_shot
 from vlsae.adaptation.prompts import clean_name
 from vlsae.adaptation.tuning import adapt
+from vlsae.atomic import replacing
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
 from vlsae.images.sources import ImageSource, load_images
 
@@ -78,7 +81,11 @@ def adapt_and_score(
         facts[f"{group}_after"] = _accuracy(adapted, source, rest, group_names, templates) if known else None
     if classes != "all":
         for when in ("before", "after"):
-            facts[f"harmonic_mean_{when}"] = _harmonic_mean(facts[f"base_{when}"], facts[f"new_{when}"])
+            pair = facts[f"base_{when}"], facts[f"new_{when}"]
+            facts[f"harmonic_mean_{when}"] = None if None in pair else harmonic_mean(*(100 * a for a in pair)) / 100
+    if out is not None:
+        with replacing(Path(out) / "scores.json") as partial:
+            partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return adapted, facts
 
 
@@ -104,9 +111,3 @@ def _accuracy(model: Backbone, source: ImageSource, images: list[tuple[int, int]
             found = head(model.encode_image([source[i] for i, _ in part])).argmax(1)
         right += int((found.cpu() == torch.tensor([label for _, label in part])).sum())
     return right / len(images)
-
-
-def _harmonic_mean(a: float | None, b: float | None) -> float | None:
-    if a is None or b is None:
-        return None
-    return 2 * a * b / (a + b) if a + b else 0.0
