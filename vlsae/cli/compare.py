@@ -25,6 +25,10 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
     compare.add_argument("--tau", type=float, default=0.2, help="activation above which a token counts")
     compare.add_argument("--top", type=int, default=10, help="k of the headline overlap and of the remapping matrix")
     compare.add_argument("--resamples", type=int, default=200, help="behind the intervals")
+    compare.add_argument(
+        "--vocabulary", default=None,
+        help="words in which class texts are written, where they changed, such as concepts-en; tiny models have their own",
+    )  # fmt: skip
     compare.add_argument("--no-curves", action="store_true", help="leave the masking curves out, which take longest")
     compare.add_argument("--batch-size", type=int, default=16, help="images a forward pass")
     compare.add_argument("--device", default="cpu")
@@ -37,13 +41,16 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.dictionaries.checkpoint import load_dictionary
     from vlsae.images.sources import load_images
     from vlsae.report.comparison import write_comparison
+    from vlsae.splice.model import SpLiCE
 
     images = load_images(options.data)
     base = load_model(options.base, options.device)
+    vocabulary = options.vocabulary or ("tiny" if base.spec in ("tiny", "tiny16") else None)
+    splice = SpLiCE(base, vocabulary, progress=not options.json) if vocabulary else None
     comparison = compare(
         base, load_adapted(base, options.adapted, class_names=images.class_names), load_dictionary(options.dictionary), images,
         templates=options.template, tau=options.tau, k=options.top, n_boot=options.resamples, seed=options.seed,
-        curves=not options.no_curves, batch_size=options.batch_size, progress=not options.json,
+        curves=not options.no_curves, splice=splice, batch_size=options.batch_size, progress=not options.json,
     )  # fmt: skip
     comparison.save(options.out)
     if not options.json:
