@@ -1,7 +1,7 @@
 """Universal dictionaries of two models, and of images and captions, beside pairs that do not belong together.
 
 `python benchmarks/universal.py`: patches of scenes through `tiny` and `tiny16`, whose grids of 8 x 8 and 4 x 4 are brought to
-one; then embeddings of scenes and of their captions. Trained on some scenes, scored on others.
+one; then embeddings of scenes and of their captions; then the tiny CLIP and its MaPLe. Trained on some scenes, scored on others.
 """
 
 import argparse
@@ -11,8 +11,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from vlsae import extract, load_model, train
+from vlsae import extract, load_adapted, load_model, train
 from vlsae.activations import common_grid
+from vlsae.adaptation.comparison.joint import joint_tokens
+from vlsae.adaptation.tiny import MAPLE_FOLDER, few_shot_task
 from vlsae.metrics.concept_consistency import concept_consistency
 from vlsae.metrics.cross_reconstruction import cross_reconstruction
 from vlsae.metrics.universality import concept_energy, energy_cofiring, universality
@@ -45,6 +47,16 @@ def embeddings(n: int, seed: int) -> dict[str, torch.Tensor]:
     return {
         "image": model.encode_image(drawn)[:, None],
         "text": model.encode_text([scene.caption for scene in drawn])[:, None],
+    }
+
+
+def adapted(n: int, seed: int) -> dict[str, torch.Tensor]:
+    """Patch tokens `[n, 64, d]` of the tiny CLIP and of its MaPLe, on the scenes that MaPLe was tuned for."""
+    base, drawn = load_model("tiny"), few_shot_task(n, seed)[0]
+    models = {"base": base, "adapted": load_adapted(base, MAPLE_FOLDER)}
+    return {
+        name: joint_tokens([model], drawn, progress=False).unflatten(0, (n, -1))[:, 1:]
+        for name, model in models.items()
     }
 
 
@@ -92,6 +104,8 @@ def main() -> None:
         report(f"{' x '.join(MODELS)}, {name}", seen, unseen, shared | recipe, alone)
     seen, unseen = embeddings(args.train, 1), embeddings(args.test, 2)
     report("image x text, topk, all", seen, unseen, shared | RECIPES["topk, all"] | {"n_latents": 128})
+    seen, unseen = adapted(args.train, 21), adapted(args.test, 22)
+    report("base x adapted, topk, all", seen, unseen, shared | RECIPES["topk, all"])
 
 
 if __name__ == "__main__":
