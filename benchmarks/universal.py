@@ -1,7 +1,8 @@
 """Universal dictionaries of two models, and of images and captions, beside pairs that do not belong together.
 
 `python benchmarks/universal.py`: patches of scenes through `tiny` and `tiny16`, whose grids of 8 x 8 and 4 x 4 are brought to
-one; then embeddings of scenes and of their captions; then the tiny CLIP and its MaPLe. Trained on some scenes, scored on others.
+one; then embeddings of scenes and of their captions; then the tiny CLIP and its MaPLe.
+Trained on some scenes, scored on others.
 """
 
 import argparse
