@@ -66,7 +66,12 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("open_clip ViT-B-32", "transformers ViT-B-16")  # one a library and a patch size; the others are slow tests
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_extract_train_stats_heatmap_report(name, photos, tmp_path, capsys):
     build, n_patches = MODELS[name]
     model, run = build(tmp_path), tmp_path / "run"

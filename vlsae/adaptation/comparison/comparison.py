@@ -113,9 +113,10 @@ class Comparison:
         up = [int(found.latents[i]) for i in order if kinds[i] in ("gained", "amplified")]
         down = [int(found.latents[i]) for i in order if kinds[i] in ("lost", "weakened")]
         moved = set(up) | set(down)
-        common = [int(i) for i in order_latents(np.minimum(base.dataset, adapted.dataset)) if int(i) not in moved]
+        least = np.minimum(base.dataset, adapted.dataset)
+        common = [int(i) for i in order_latents(least) if least[i] > 0 and int(i) not in moved]
         return {
-            "Used by both alike": [i for i in common[:n] if base.dataset[i] > 0],
+            "Used by both alike": common[:n],
             "Gained or amplified in the adapted model": up[:n],
             "Lost or weakened in the adapted model": down[:n],
         }
