@@ -14,7 +14,7 @@ from vlsae.adaptation.comparison.comparison import compare
 from vlsae.adaptation.comparison.joint import joint_tokens
 from vlsae.adaptation.methods.coop import CoOp
 from vlsae.adaptation.methods.vpt import VPT
-from vlsae.adaptation.tiny import TEMPLATES, few_shot_task
+from vlsae.adaptation.tiny import STYLE, TEMPLATES, few_shot_task
 from vlsae.adaptation.tuning import adapt
 from vlsae.cli import main
 from vlsae.dictionaries.relu import ReLUDictionary
@@ -25,7 +25,6 @@ from vlsae.world.clip_data import WORDS, presence
 from vlsae.world.layout import spurious_background
 
 SITE = "vision.-2.resid_post"
-STYLE = {"n_objects": (1.0, 0.0, 0.0, 0.0), "styles": "held_out"}
 
 
 @pytest.fixture(scope="module")

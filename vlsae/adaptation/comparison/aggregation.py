@@ -9,9 +9,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from scipy import sparse
-from tqdm import tqdm
 
-from vlsae.adaptation.comparison.site_tokens import ROLES
+from vlsae.adaptation.comparison.site_tokens import ROLES, image_batches
 from vlsae.backbones.base import Backbone
 from vlsae.backbones.site import Site
 from vlsae.concepts.statistics import AGGREGATORS, TAU, image_activations
@@ -288,11 +287,6 @@ def _codes_of_images(
             f"{site} is not in the vision tower; images are aggregated over a site such as vision.-2.resid_post."
         )
     kept = [0] if site_read.stream == "pooled" else [i for i, role in enumerate(model.token_roles) if role in ROLES]
-    with tqdm(total=len(images), desc="aggregation", unit="image", disable=not progress) as bar:
-        for start in range(0, len(images), batch_size):
-            stop = min(start + batch_size, len(images))
-            pixels = isinstance(images, torch.Tensor)
-            batch = images[start:stop] if pixels else [images[i] for i in range(start, stop)]
-            tokens = model.tokens(batch, site)[:, kept]
-            yield dictionary.encode_sparse(tokens.flatten(0, 1).to(dictionary.W_dec.device)), len(batch)
-            bar.update(len(batch))
+    for _, batch in image_batches(images, batch_size, "aggregation", progress):
+        tokens = model.tokens(batch, site)[:, kept]
+        yield dictionary.encode_sparse(tokens.flatten(0, 1).to(dictionary.W_dec.device)), len(batch)

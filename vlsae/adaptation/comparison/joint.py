@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlsae.adaptation.comparison.site_tokens import SiteTokens, image_batches
+from vlsae.adaptation.comparison.site_tokens import ROLES, SiteTokens, image_batches
 from vlsae.backbones.base import Backbone
 
 
 def joint_tokens(
-    models: Sequence[Backbone], images: Sequence, site: str = "vision.-2.resid_post", *, batch_size: int = 32,
+    models: Sequence[Backbone], images: Sequence, site: str = "vision.-2.resid_post", *,
+    roles: Sequence[str] = ROLES, batch_size: int = 32,
     progress: bool = True,
 ) -> Tensor:  # fmt: skip
     """The tokens of the same images in every model, prompts left out, in memory: `[models x images x T, d]`.
@@ -24,6 +25,7 @@ def joint_tokens(
         models: of one width.
         images: sequence of images or scenes.
         site: of the vision tower.
+        roles: of the tokens.
         batch_size: images a forward pass.
         progress: show a progress bar.
 
@@ -39,7 +41,7 @@ def joint_tokens(
     if not len(models) or not len(images):
         raise ValueError(f"{len(models)} models and {len(images)} images were given; give at least one of each.")
     parts = [
-        SiteTokens(model, site).read(model.pixels(batch)).flatten(0, 1).cpu()
+        SiteTokens(model, site, roles).read(model.pixels(batch)).flatten(0, 1).cpu()
         for model in models
         for _, batch in image_batches(images, batch_size, f"tokens of {model.spec}", progress)
     ]

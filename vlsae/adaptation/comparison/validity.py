@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlsae.activations.memory import TensorActivations
+from vlsae.adaptation.comparison.joint import joint_tokens
 from vlsae.adaptation.comparison.site_tokens import ROLES, SiteTokens, check_labels, image_batches
 from vlsae.backbones.base import DEFAULT_TEMPLATES, Backbone
 from vlsae.dictionaries.base import Dictionary
@@ -227,7 +228,7 @@ def fine_tune(
             "a model or more, and a dictionary made by `train`."
         )
     site = dictionary_site(dictionary, site)
-    x = torch.cat([_tokens(SiteTokens(model, site, roles), images, batch_size, progress) for model in models])
+    x = joint_tokens(models, images, site, roles=roles, batch_size=batch_size, progress=progress)
     data = TensorActivations(x)
     config = fit_to_data(
         make_config(None, None, {**recipe, "input_transform": dictionary.transform.kind, **options}), data.d
@@ -251,10 +252,3 @@ def _require_same(config: TrainConfig, dictionary: Dictionary) -> None:
             f"Fine-tuning goes on with the family, number of latents and transform of the dictionary, {own}; asked for were "
             f"{asked}. Leave these out of the options."
         )
-
-
-def _tokens(tokens: SiteTokens, images, batch_size: int, progress: bool) -> Tensor:
-    """All image tokens, `[I t, d]`."""
-    parts = [tokens.read(tokens.model.pixels(batch)).flatten(0, 1).cpu()
-             for _, batch in image_batches(images, batch_size, "tokens", progress)]  # fmt: skip
-    return torch.cat(parts)
