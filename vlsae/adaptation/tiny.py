@@ -28,7 +28,7 @@ STYLE = {"styles": "held_out", "n_objects": (1.0, 0.0, 0.0, 0.0)}
 TRAIN, TEST = 7_000_000, 7_000_001  # seeds
 _SGD = {"lr": 0.05, "epochs": 20, "batch_size": 16, "warm_up_lr": 0.0}
 TINY: dict[str, dict[str, Any]] = {
-    "coop": {"n_ctx": 4, "lr": 0.1, "epochs": 30, "warm_up_lr": 0.0},
+    "coop": {"n_ctx": 4, "lr": 0.01, "epochs": 50, "warm_up_lr": 0.0},
     "kgcoop": {"lr": 0.2, "epochs": 30, "batch_size": 32, "warm_up_lr": 0.0},
     "cocoop": {"optimizer": "adamw", "lr": 5e-3, "epochs": 10, "batch_size": 16, "warm_up_lr": 0.0},
     "vpt": {"depth": 6, **_SGD},
