@@ -14,7 +14,7 @@ _PUBLIC = {
     "Site": "vlsae.backbones.site",
     "extract": "vlsae.activations.extraction",
     "ActivationStore": "vlsae.activations.reader",
-    "load_dictionary": "vlsae.dictionaries.checkpoint",
+    "load_dictionary": "vlsae.interop.load",
     "train": "vlsae.training.loop",
     "latent_statistics": "vlsae.concepts.statistics",
     "name_latents": "vlsae.concepts.naming",
@@ -29,7 +29,7 @@ _PUBLIC = {
     "run_demo": "vlsae.demo",
 }
 _ROOMS = ("world", "images", "backbones", "activations", "dictionaries", "training", "splice", "concepts", "heatmaps",
-          "metrics", "adaptation", "report")  # fmt: skip
+          "metrics", "adaptation", "report", "interop")  # fmt: skip
 
 __all__ = [*_PUBLIC, *_ROOMS, "__version__"]
 
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from vlsae.concepts.naming import name_latents
     from vlsae.concepts.statistics import latent_statistics
     from vlsae.demo import run_demo
-    from vlsae.dictionaries.checkpoint import load_dictionary
-    from vlsae.heatmaps.maps import heatmap
+        from vlsae.heatmaps.maps import heatmap
     from vlsae.images.sources import load_images
+    from vlsae.interop.load import load_dictionary
     from vlsae.splice.inference import infer
     from vlsae.splice.means import ModalityMean
     from vlsae.splice.model import SpLiCE

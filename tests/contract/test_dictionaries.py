@@ -168,14 +168,14 @@ def test_damaged_and_foreign_checkpoints(sae, tmp_path):
         with pytest.raises(CheckpointError, match=message):
             load_dictionary(folder)
 
-    broken("{", "is damaged")
+    broken("{", "no whole JSON file")
     broken(json.dumps({**config, "metadata": {}}), "written by another program")
     facts = config["metadata"]["vlsae"]
     lacking = {k: v for k, v in facts.items() if k != "settings"}
     broken(json.dumps({**config, "metadata": {"vlsae": lacking}}), "misses \\['settings'\\]")
     broken(json.dumps({**config, "metadata": {"vlsae": {**facts, "schema": 9}}}), "schema 9; this version reads 1")
     broken(json.dumps({**config, "d_sae": 9}), "expected|do not fit")
-    broken(json.dumps(config), "damaged or truncated", weights[:-50])
+    broken(json.dumps(config), "no whole safetensors file", weights[:-50])
     (folder / "sae_weights.safetensors").unlink()
     with pytest.raises(CheckpointError, match="sae_weights.safetensors is missing"):
         load_dictionary(folder)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vlsae import __version__
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.transform import InputTransform
+from vlsae.weight_files import WeightFileError, read_content, read_json
 
 SCHEMA = 1
 FACTS = {"schema", "version", "family", "settings", "input_transform"}  # of metadata.vlsae; the rest is free
@@ -140,18 +141,8 @@ def _description(dictionary: Dictionary) -> dict:
     }
 
 
-def _read_config(folder: Path) -> dict:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).exists():
-            raise CheckpointError(f"{folder} is no dictionary: {name} is missing; give a folder written by save().")
-    try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{folder / CONFIG} is damaged: {error}.") from error
-
-
 def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
-    """Read a dictionary that `save` wrote.
+    """Read a dictionary that `save` wrote; `vlsae.load_dictionary` also reads those of others.
 
     Args:
         folder: with `cfg.json` and `sae_weights.safetensors`.
@@ -164,29 +155,87 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
         CheckpointError: for a missing, truncated or foreign folder, naming the field that is wrong.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    facts = config.get("metadata", {}).get("vlsae")
-    if facts is None:
-        raise CheckpointError(f"{folder / CONFIG} has no metadata.vlsae: it was written by another program.")
-    missing = FACTS - {"version"} - set(facts)
-    if missing or not {"d_in", "d_sae"} <= set(config):
-        raise CheckpointError(f"{folder / CONFIG} misses {sorted(missing) or 'd_in or d_sae'}; save it again.")
-    if facts["schema"] != SCHEMA:
-        raise CheckpointError(f"{folder / CONFIG} has schema {facts['schema']}; this version reads {SCHEMA}.")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            raise CheckpointError(f"{folder} is no dictionary: {name} is missing; give a folder written by save().")
     try:
-        dictionary = DICTIONARIES.get(facts["family"])(config["d_in"], config["d_sae"], **facts["settings"])
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: the settings do not fit {facts['family']!r}: {error}.") from error
-    dictionary.transform = InputTransform(dictionary.d, facts["input_transform"])
+        config = read_json(folder / CONFIG)
+        stored = read_content(folder / WEIGHTS)
+    except WeightFileError as error:
+        raise CheckpointError(str(error)) from error
+    facts = _facts(config, folder / CONFIG)
+    values = sum(math.prod(part.shape) for part in stored.values())
+    sizes = [config["d_in"], config["d_sae"]]
+    if any(type(n) is not int or n < 1 for n in sizes) or math.prod(sizes) > values:
+        raise CheckpointError(f"{folder / CONFIG} says d_in, d_sae = {sizes}; {WEIGHTS} holds {values:,} numbers.")
     try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged or truncated: {error}.") from error
-    expected = {name: tuple(value.shape) for name, value in dictionary.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        raise CheckpointError(f"{folder / WEIGHTS} holds {found}, expected {expected}.")
-    dictionary.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
-    dictionary.load_state_dict(weights)
+        dictionary = assemble(facts["family"], *sizes, facts["settings"], facts["input_transform"],
+                              {name: part.read() for name, part in stored.items()})  # fmt: skip
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     dictionary.metadata = {k: v for k, v in facts.items() if k not in FACTS}
     return dictionary.to(torch.device(device))
+
+
+def _facts(config: dict, path: Path) -> dict:
+    """Our own part of a configuration."""
+    metadata = config.get("metadata")
+    facts = metadata.get("vlsae") if isinstance(metadata, dict) else None
+    if not isinstance(facts, dict):
+        raise CheckpointError(
+            f"{path} has no metadata.vlsae: it was written by another program; use vlsae.load_dictionary."
+        )
+    missing = FACTS - {"version"} - set(facts)
+    if missing or not {"d_in", "d_sae"} <= set(config):
+        raise CheckpointError(f"{path} misses {sorted(missing) or 'd_in or d_sae'}; save it again.")
+    if facts["schema"] != SCHEMA:
+        raise CheckpointError(f"{path} has schema {facts['schema']}; this version reads {SCHEMA}.")
+    return facts
+
+
+def assemble(
+    family: str, d: int, n_latents: int, settings: Mapping[str, Any], transform: str, weights: Mapping[str, Tensor]
+) -> Dictionary:
+    """A dictionary around given weights, without drawing initial ones.
+
+    Args:
+        family: by its registered name.
+        d, n_latents: its size.
+        settings: constructor arguments.
+        transform: kind of its input transform.
+        weights: exactly the tensors of its `state_dict`, of one precision.
+
+    Raises:
+        CheckpointError: for settings that the family refuses, or tensors of other names, shapes or kinds.
+    """
+    largest = sum(value.numel() for value in weights.values())
+    try:
+        if not isinstance(settings, Mapping) or any(
+            isinstance(n, int) and n > max(largest, 1) for n in settings.values()
+        ):
+            raise ValueError(f"{settings} are larger than the weights")
+        with torch.device("meta"):  # shapes alone: what a file promises is not allocated
+            dictionary = DICTIONARIES.get(family)(d, n_latents, **settings)
+            dictionary.transform = InputTransform(d, transform)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+        raise CheckpointError(f"the settings do not fit {family!r}: {error}.") from error
+    expected = dictionary.state_dict()
+    wrong = sorted(name for name in {*expected, *weights} if _kind(expected.get(name)) != _kind(weights.get(name)))
+    if wrong:
+        pairs = (f"{n} is {_kind(weights.get(n))}, expected {_kind(expected.get(n))}" for n in wrong[:6])
+        raise CheckpointError(f"its tensors do not fit: {'; '.join(pairs)}.")
+    dictionary.load_state_dict({name: _laid_out(value, expected[name]) for name, value in weights.items()}, assign=True)
+    dtypes = [w.dtype for w in weights.values() if w.is_floating_point()]
+    return dictionary.to(dtypes[0]) if dtypes else dictionary
+
+
+def _kind(tensor: Tensor | None) -> str:
+    """Shape and kind of numbers, for comparison and messages."""
+    if tensor is None:
+        return "missing"
+    return f"{list(tensor.shape)} {'real' if tensor.is_floating_point() else 'whole'}"
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy in the order of memory that the family uses, on which the last bits of products depend."""
+    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype).copy_(tensor)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-KINDS = ("none", "centre", "sqrt_d", "centre_sqrt_d", "scalar", "standardise", "unit", "layer_norm")
+KINDS = ("none", "centre", "sqrt_d", "centre_sqrt_d", "scalar", "standardise", "unit", "layer_norm",
+         "layer_norm_unbiased")  # fmt: skip
 AFFINE = ("none", "centre", "sqrt_d", "centre_sqrt_d", "scalar", "standardise")
 
 
@@ -16,7 +17,8 @@ class InputTransform(nn.Module):
     `E||x'|| = sqrt(d)`, SAELens); "centre_sqrt_d" (both, what MSAE states); "scalar" (one
     mean and one deviation for all coordinates, USAE); "standardise" (each coordinate, RA-SAE).
     Of each token alone: "unit" (`x / ||x||`); "layer_norm" (zero mean and unit variance over its d values; Gao et al.
-    divide by another `sqrt(d)`).
+    divide by another `sqrt(d)`); "layer_norm_unbiased" (`(x - mean) / (std + 1e-5)` with the deviation that divides by d - 1,
+    undone without the 1e-5: SAELens and ViT-Prisma).
 
     Args:
         d: width.
@@ -66,7 +68,7 @@ class InputTransform(nn.Module):
         if self.affine:
             return (x - self.mean) * self.scale
         shift, size = self._of_token(x)
-        return (x - shift) / size
+        return (x - shift) / (size + 1e-5 if self.kind == "layer_norm_unbiased" else size)
 
     def inverse(self, x: Tensor, like: Tensor | None = None) -> Tensor:
         """Back to the units of the activations; for transforms of each token, with the norms of `like [..., d]`.
@@ -89,6 +91,8 @@ class InputTransform(nn.Module):
     def _of_token(self, x: Tensor) -> tuple[Tensor | float, Tensor]:
         if self.kind == "unit":
             return 0.0, x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        if self.kind == "layer_norm_unbiased":
+            return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
         return x.mean(-1, keepdim=True), (x.var(-1, keepdim=True, correction=0) + 1e-10).sqrt()
 
     def extra_repr(self) -> str:

@@ -1,0 +1,10 @@
+"""Readers and writers of other projects' dictionaries, without importing those projects.
+
+`load.py` finds the dialect of a file and opens it; `source.py` is that file with what lies beside it; `answers.py` is what a
+user adds to a file that does not say everything; `dialects/` has one file a dialect; `convert.py` and `doctor.py` are the
+commands.
+"""
+
+from vlsae.interop.load import load_dictionary
+
+__all__ = ["load_dictionary"]

@@ -1,0 +1,65 @@
+"""Opening a dictionary, whoever wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlsae.dictionaries.base import Dictionary
+from vlsae.interop.answers import Answers
+from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.source import Source
+
+
+def load_dictionary(path: str | Path, *, dialect: str | None = None, device: str = "cpu", **answers: Any) -> Dictionary:
+    """Open a dictionary of ours or of another project, recognised by its names, shapes and configuration.
+
+    No code of the file is executed and no other project is imported. What the file does not say (often the model, the site,
+    the activation or k) has to be said; nothing is guessed.
+
+    Args:
+        path: a checkpoint's file or folder.
+        dialect: whose format it is, one of `DIALECTS`, where that cannot be told from the file.
+        device: where the weights go.
+        **answers: what the file leaves open, such as `model="open_clip:ViT-B-16/openai"`, `site="vision.-2.resid_post"`,
+            `k=32`; "unknown" for a model or site that nobody knows. The error that asks for them lists the possible answers.
+
+    Returns:
+        The dictionary. `metadata["opened_from"]` has the dialect and file, `metadata["notes"]` what is good to know.
+
+    Raises:
+        DialectError: for a missing, damaged, unknown or dangerous file, and for facts that nobody told.
+
+    Example:
+        >>> import tempfile
+        >>> from vlsae.dictionaries.topk import TopKDictionary
+        >>> folder = TopKDictionary(d=4, n_latents=8, k=2).save(tempfile.mkdtemp())
+        >>> load_dictionary(folder).k
+        2
+    """
+    source = Source(path)
+    reader = _dialect(source, dialect)
+    dictionary = reader.read(source, Answers(answers, f"{source.path} ({reader.project})"))
+    if reader.name != "vlsae":
+        dictionary.metadata["opened_from"] = {"dialect": reader.name, "file": source.weights.name}
+    return dictionary.to(torch.device(device))
+
+
+def _dialect(source: Source, name: str | None) -> Dialect:
+    if name is not None:
+        return DIALECTS.get(name)()
+    found = [reader for reader in (DIALECTS.get(known)() for known in DIALECTS) if reader.sniff(source)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DialectError(
+            f"{source.path} could be of {' or '.join(reader.project for reader in found)}; "
+            f"say dialect={' or '.join(repr(reader.name) for reader in found)}."
+        )
+    held = ", ".join(f"{name} {list(shape)}" for name, shape in list(source.shapes.items())[:8])
+    raise DialectError(
+        f"{source.path} is of no known dialect; its tensors are {held or 'none'}. Known are {', '.join(DIALECTS)}; where you "
+        "know it to be one of them, say dialect=..."
+    )

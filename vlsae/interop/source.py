@@ -1,0 +1,139 @@
+"""A file or folder that may hold a dictionary: its weights, and the configuration beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlsae.interop.dialect import DIALECTS, DialectError
+from vlsae.pickles import PickleError, leaves
+from vlsae.weight_files import Stored, WeightFileError, json_object, read_content, read_json
+
+WEIGHTS = ("sae_weights.safetensors", "sae.safetensors", "ae.pt", "sae.pt", "params.npz", "model.safetensors")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".npz", ".bin", ".ckpt")
+CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
+HEADER_AT_MOST = 2**20  # bytes of a first line of JSON
+
+
+class Source:
+    """A checkpoint as it lies on disk; everything is read when first asked for, tensors only by `tensor`.
+
+    Args:
+        path: a weight file, or a folder with one.
+
+    Attributes:
+        path: as given; folder: where it lies; weights: the weight file.
+
+    Raises:
+        DialectError: for a path that does not exist, or a folder without a weight file or with several unknown ones.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.exists():
+            raise DialectError(f"{self.path} does not exist; give a checkpoint's file or folder, or user/repository.")
+        self.folder = self.path if self.path.is_dir() else self.path.parent
+        self.weights = _weight_file(self.path) if self.path.is_dir() else self.path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The JSON configuration in the same folder; empty where there is none."""
+        for name in CONFIGS:
+            if (self.folder / name).is_file():
+                return self.json(name)
+        return {}
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the same folder; empty where it does not exist."""
+        path = self.folder / name
+        return _clearly(read_json, path) if path.is_file() else {}
+
+    @cached_property
+    def header(self) -> dict[str, Any]:
+        """The first line, where the file begins with one of JSON (saev); else empty."""
+        try:
+            with open(self.weights, "rb") as file:
+                line = file.readline(HEADER_AT_MOST) if file.peek(1)[:1] == b"{" else b""
+        except OSError as error:
+            raise DialectError(f"{self.weights} cannot be read: {error}.") from error
+        return _clearly(json_object, line, self.weights) if line else {}
+
+    @cached_property
+    def content(self) -> Any:
+        """What the weight file holds: nested dictionaries, plain values, `Stored` tensors and `Inert` objects."""
+        classes = [name for dialect in DIALECTS for name in DIALECTS.get(dialect).classes]
+        return _clearly(read_content, self.weights, classes)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The same, flat: values and `Stored` tensors by dotted names, at most a few hundred thousand."""
+        try:
+            return dict(leaves(self.content))
+        except PickleError as error:
+            raise DialectError(f"{self.weights}: {error}; no dictionary does.") from error
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors by dotted names, without reading them."""
+        return {name: value.shape for name, value in self.values.items() if isinstance(value, Stored)}
+
+    def has(self, *names: str) -> bool:
+        """Whether tensors of all these names are there."""
+        return all(name in self.shapes for name in names)
+
+    def only(self, *names: str, rank: Iterable[int] = ()) -> bool:
+        """Whether the tensors are exactly these."""
+        return set(self.shapes) == set(names)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as float32 (whole numbers as they are), looked at for values that are not finite.
+
+        Raises:
+            DialectError: for a tensor that is missing or holds NaN.
+        """
+        if name not in self.shapes:
+            raise DialectError(
+                f"{self.weights} has no tensor {name!r}; it has {', '.join(list(self.shapes)[:20]) or 'none'}."
+            )
+        tensor = _clearly(self.values[name].read)
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        if tensor.is_complex() or not torch.isfinite(tensor).all():
+            raise DialectError(
+                f"{self.weights}: {name} holds NaN, infinite or complex values; the run that wrote it failed."
+            )
+        return tensor.float()
+
+    def number(self, name: str) -> float | int:
+        """A scalar: a plain value, or a tensor of one element."""
+        value = self.tensor(name) if name in self.shapes else self.values.get(name)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise DialectError(f"{self.weights}: {name} is no number; expected one.")
+        return value
+
+
+def _weight_file(folder: Path) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if len(found) != 1:
+        held = ", ".join(p.name for p in (found or sorted(folder.iterdir()))[:8]) or "nothing"
+        raise DialectError(
+            f"{folder} has {len(found)} weight files ({held}); give the path of one, or of another folder."
+        )
+    return found[0]
+
+
+def _clearly(read, *args):
+    try:
+        return read(*args)
+    except WeightFileError as error:
+        raise DialectError(str(error)) from error

@@ -1,0 +1,71 @@
+"""Another project's tensors as one of our families, exactly: what theirs does and ours does not is worked into weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlsae.dictionaries.base import Dictionary
+from vlsae.dictionaries.checkpoint import CheckpointError, assemble
+from vlsae.dictionaries.transform import InputTransform
+from vlsae.interop.dialect import DialectError
+from vlsae.interop.source import Source
+
+
+def build(
+    source: Source, family: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None,
+    transform: InputTransform | None = None,
+) -> Dictionary:  # fmt: skip
+    """A dictionary of a family with these weights; `W_dec [n_latents, d]` gives its size.
+
+    Args:
+        source: for messages.
+        family: of ours.
+        tensors: by our names, every one that the family has (tensors of the transform apart).
+        settings: constructor arguments.
+        transform: what happens to inputs first.
+
+    Raises:
+        DialectError: for tensors whose shapes do not fit each other, or settings that the family refuses.
+    """
+    shape = tensors["W_dec"].shape
+    if len(shape) != 2:
+        raise DialectError(f"{source.weights}: the decoder has shape {tuple(shape)}; expected a matrix.")
+    n, d = shape
+    transform = transform or InputTransform(d)
+    inner = {f"transform.{name}": value for name, value in transform.state_dict().items()}
+    try:
+        return assemble(family, d, n, settings or {}, transform.kind, {**tensors, **inner})
+    except CheckpointError as error:
+        raise DialectError(f"{source.weights}: {error}") from error
+
+
+def bias_of_raw_input(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
+    """The `b_enc` for which `(x - b_dec) W_enc + b_enc` is what an encoder computes that does not take `b_dec` off.
+
+    `b_enc + b_dec W_enc`, in double precision.
+    """
+    return (b_enc.double() + b_dec.double() @ W_enc.double()).float()
+
+
+def rescaled(tensors: Mapping[str, Tensor], scale: float | Tensor) -> dict[str, Tensor]:
+    """Weights for inputs `u` that give the codes of `scale u`, and reconstructions divided by `scale`.
+
+    `(s u - b_dec) W_enc = (u - b_dec / s) (s W_enc)`; `W_enc`, `W_dec` and `b_dec` change, codes and thresholds do not.
+    """
+    changed = {"W_enc": tensors["W_enc"] * scale} if "W_enc" in tensors else {}
+    return {**tensors, **changed, "W_dec": tensors["W_dec"] / scale, "b_dec": tensors["b_dec"] / scale}
+
+
+def codes_times(tensors: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
+    """The same reconstruction with each latent's codes times a positive factor, `factors [n_latents]`."""
+    grown = {name: tensors[name] * factors for name in ("W_enc", "b_enc", "b_mag", "threshold") if name in tensors}
+    return {**tensors, **grown, "W_dec": tensors["W_dec"] / factors[:, None]}
+
+
+def float64_product(a: Tensor, b: Tensor) -> Tensor:
+    """`a b`, rounded once."""
+    return torch.matmul(a.double(), b.double()).float()
