@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from vlsae.concepts.naming import name_latents
     from vlsae.concepts.statistics import latent_statistics
     from vlsae.demo import run_demo
-        from vlsae.heatmaps.maps import heatmap
+    from vlsae.heatmaps.maps import heatmap
     from vlsae.images.sources import load_images
     from vlsae.interop.load import load_dictionary
     from vlsae.splice.inference import infer
