@@ -25,9 +25,7 @@ ORIGIN = {  # of `metadata`, as `vlsae.train` leaves it, and what the card calls
 }
 ELSEWHERE = {"recipe", "measured", "license"}  # of `metadata`, with places of their own on the card
 # what Markdown would read as its own; an underscore only where no letters are on both sides
-STRUCTURE = re.compile(
-    r"[|`*\[\]<>&\\~$#\x00-\x1f\x7f-\x9f\u2028\u2029]|\b_|_\b"
-)  # what Markdown would read as its own
+STRUCTURE = re.compile(r"[|`*\[\]<>&\\~$#\x00-\x1f\x7f-\x9f\u2028\u2029]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def model_card(

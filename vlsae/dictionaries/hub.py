@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from vlsae.dictionaries.checkpoint import CheckpointError
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".npz", ".bin")
 HUB_ID = re.compile(r"(?:hf:)?([^/@\s]+/[^/@\s]+)(?:@(refs/pr/\d+|[^/@\s]+))?((?:/[^/@]+)*)")
 FORMS = "'user/repo', 'user/repo/sub/folder' or 'user/repo@revision/sub/folder', with or without 'hf:' before it"
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 ELSEWHERE = "or download it on another machine, copy the folder here and give its path"
 
 
@@ -228,6 +230,8 @@ def refusal(error: Exception, asked: HubId) -> str | None:
         )
     if isinstance(error, errors.HfHubHTTPError):
         return f"The hub refused {asked}: {first_line(error)} If this is about access, {login}."
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{asked} cannot be written to this disk: {first_line(error)}; make room, or give another cache_dir."
     return None
 
 

@@ -51,8 +51,8 @@ class HubMixin:
             >>> from vlsae.dictionaries.topk import TopKDictionary
             >>> folder = tempfile.mkdtemp()
             >>> TopKDictionary(d=4, n_latents=8, k=2).save_pretrained(folder)
-            >>> Dictionary.from_pretrained(folder)
-            TopKDictionary(d=4, n_latents=8, k=2 (transform): InputTransform(none))
+            >>> Dictionary.from_pretrained(folder).settings
+            {'k': 2}
         """
         from vlsae.dictionaries.checkpoint import CONFIG, WEIGHTS, CheckpointError, load_dictionary
         from vlsae.dictionaries.hub import fetch
