@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlsae.dictionaries.hub_mixin import HubMixin
 from vlsae.dictionaries.selection import Products, Rows
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.registry import Registry
@@ -102,7 +103,7 @@ class Trace:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Dictionary(nn.Module):
+class Dictionary(HubMixin, nn.Module):
     """Encoder, activation and atoms: `z = act((x - b_dec) W_enc + b_enc)`, `xhat = z W_dec + b_dec`.
 
     A family names itself (`family`), lists the arguments of its constructor that change the forward pass in

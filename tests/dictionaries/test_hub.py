@@ -1,0 +1,483 @@
+"""Dictionaries from and to the hub: huggingface_hub's own code runs, over a hub in memory."""
+
+import html
+import json
+import re
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from markdown_it import MarkdownIt
+
+from tests.dictionaries.hub_server import Hub
+from vlsae.dictionaries import Dictionary
+from vlsae.dictionaries.card import ORIGIN, model_card
+from vlsae.dictionaries.checkpoint import CONFIG, WEIGHTS, CheckpointError
+from vlsae.dictionaries.hub import download, fetch, parse_hub_id
+from vlsae.dictionaries.jumprelu import JumpReLUDictionary
+from vlsae.dictionaries.relu import ReLUDictionary
+from vlsae.dictionaries.topk import TopKDictionary
+from vlsae.dictionaries.transform import InputTransform
+
+
+def planted(kind, transform="none", **settings):
+    """A dictionary whose every tensor is random, so that none can be left at its start unseen."""
+    generator = torch.Generator().manual_seed(3)
+    found = kind(6, 10, **settings)
+    found.transform = InputTransform.fit(torch.randn(40, 6, generator=generator) + 2, transform)
+    with torch.no_grad():
+        for value in found.parameters():
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.1)
+    found.normalise_atoms()
+    found.metadata = {"model": "hf:openai/clip-vit-base-patch16", "site": "vision.-2.resid_post", "n_tokens_seen": 4096}
+    return found
+
+
+FAMILIES = {
+    "topk": lambda: planted(TopKDictionary, k=3),
+    "relu": lambda: planted(ReLUDictionary),
+    "jumprelu": lambda: planted(JumpReLUDictionary, "centre_sqrt_d"),
+}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    from huggingface_hub import constants
+
+    return lambda switched: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, offline):
+    """A hub that downloads come from and uploads go to, and the library's cache in a folder of the test."""
+    import huggingface_hub
+    from huggingface_hub import CommitInfo, RepoUrl, constants, set_client_factory
+    from huggingface_hub.utils import _http
+
+    served, usual = Hub(), _http._GLOBAL_CLIENT_FACTORY
+    offline(False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    set_client_factory(lambda: served.client(usual))
+
+    def create_repo(api, repo_id, *, private=None, exist_ok=False):
+        full = repo_id if "/" in repo_id else f"me/{repo_id}"
+        if full in served.repos and not exist_ok:
+            raise AssertionError("made twice")
+        served.repos.setdefault(full, {})
+        return RepoUrl(f"{constants.ENDPOINT}/{full}")
+
+    def upload_folder(api, *, repo_id, folder_path, path_in_repo, commit_message, revision, create_pr):
+        served.put(repo_id, Path(folder_path), path_in_repo or "", revision or "main")
+        url = f"{constants.ENDPOINT}/{repo_id}/commit/{'a' * 40}"
+        return CommitInfo(
+            url,
+            commit_message,
+            "",
+            "a" * 40,
+            pr_url=f"{constants.ENDPOINT}/{repo_id}/discussions/1" if create_pr else None,
+        )
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    yield served
+    set_client_factory(usual)
+
+
+def assert_equal(found, sae):
+    assert type(found) is type(sae)
+    assert (found.settings, found.metadata, found.transform.kind) == (sae.settings, sae.metadata, sae.transform.kind)
+    assert found.state_dict().keys() == sae.state_dict().keys()
+    assert all(torch.equal(value, sae.state_dict()[name]) for name, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_round_trip_is_equal_bit_for_bit(hub, offline, family):
+    sae = FAMILIES[family]()
+    url = sae.push_to_hub("me/concepts", subfolder="layer_11/best")
+    assert url.endswith(f"/me/concepts/commit/{'a' * 40}")
+    assert set(hub.repos["me/concepts"]["main"]) == {f"layer_11/best/{name}" for name in ("README.md", CONFIG, WEIGHTS)}
+    assert_equal(Dictionary.from_pretrained("me/concepts/layer_11/best"), sae)
+    assert_equal(type(sae).from_pretrained("hf:me/concepts@main", subfolder="layer_11/best"), sae)
+    hub.asked.clear()
+    offline(True)
+    assert_equal(Dictionary.from_pretrained("me/concepts/layer_11/best"), sae)
+    offline(False)
+    hub.down = True
+    assert_equal(Dictionary.from_pretrained("me/concepts/layer_11/best"), sae)
+    assert_equal(Dictionary.from_pretrained("me/concepts/layer_11/best", local_files_only=True), sae)
+    assert hub.asked == []
+
+
+def test_a_new_commit_is_seen_and_an_old_one_stays(hub):
+    first, second = planted(TopKDictionary, k=3), planted(TopKDictionary, k=4)
+    first.push_to_hub("me/sae", branch="v1")
+    first.push_to_hub("me/sae")
+    assert Dictionary.from_pretrained("me/sae").k == 3
+    second.push_to_hub("me/sae")
+    assert Dictionary.from_pretrained("me/sae").k == 4
+    assert Dictionary.from_pretrained("me/sae@v1").k == Dictionary.from_pretrained("me/sae", revision="v1").k == 3
+    assert Dictionary.from_pretrained("me/sae", force_download=True).k == 4
+
+
+def test_a_family_opens_its_own_only(hub, tmp_path):
+    planted(ReLUDictionary).save_pretrained(tmp_path / "sae")
+    with pytest.raises(CheckpointError, match=r"'relu' dictionary and TopKDictionary.*opens 'topk' only; use ReLUDict"):
+        TopKDictionary.from_pretrained(tmp_path / "sae")
+    assert ReLUDictionary.from_pretrained(tmp_path / "sae").family == "relu"
+
+
+def test_only_the_files_of_the_folder_are_fetched(hub, tmp_path):
+    names = ["a.json", "b.safetensors", "c.pt", "d.pth", "e.npz", "f.bin", "g.tar", "h.md", "i.pkl", "j.png"]
+    for name in [*names, *(f"sub/{name}" for name in names), *(f"sub/in/{name}" for name in names), "sub[1]/k.pt"]:
+        (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repo" / name).write_text(name)
+    hub.put("me/many", tmp_path / "repo")
+
+    def fetched(*where, **options):
+        cache = tmp_path / f"cache-{len(list(tmp_path.iterdir()))}"
+        folder = download("me/many", *where, cache_dir=cache, **options)
+        root = next(cache.glob("*/snapshots/*"))
+        assert folder == root.joinpath(*where)
+        return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+    assert fetched() == set(names[:6])
+    assert fetched("sub") == {f"sub/{name}" for name in names[:6]}
+    assert fetched("sub", names=["c.pt", "*.j*"]) == {"sub/c.pt", "sub/a.json"}
+    assert fetched("sub[1]") == {"sub[1]/k.pt"}
+    with pytest.raises(CheckpointError, match=r"'sub' of me/many has not all of c.pt, no.pt; folders that have: none"):
+        fetched("sub", names=["c.pt", "no.pt"])
+
+
+def test_without_weights_the_folders_that_have_some_are_named(hub, tmp_path):
+    for i in range(25):
+        folder = tmp_path / "repo" / f"layer_{i:02d}" / "k_32"
+        folder.mkdir(parents=True)
+        (folder / "ae.pt").write_text("weights")
+    (tmp_path / "repo" / "config.json").write_text("{}")
+    hub.put("me/layers", tmp_path / "repo")
+    with pytest.raises(CheckpointError) as caught:
+        download("me/layers")
+    shown = re.findall(r"layer_\d\d/k_32", str(caught.value))
+    assert shown == [f"layer_{i:02d}/k_32" for i in range(20)]
+    assert "The root of me/layers has no weights" in str(caught.value)
+    assert "(25 in all)" in str(caught.value)
+    assert download("me/layers", "layer_24/k_32").name == "k_32"
+    with pytest.raises(CheckpointError, match=r"'layer_24' of me/layers has no weights"):
+        download("me/layers", "layer_24")
+    with pytest.raises(
+        CheckpointError, match=r"cache that have: layer_24/k_32 \(1 in all\).*local_files_only=True keeps"
+    ):
+        download("me/layers", "layer_24", local_files_only=True)
+
+
+def test_a_cache_that_an_interruption_left_incomplete_is_not_used(hub, tmp_path):
+    planted(ReLUDictionary).push_to_hub("me/sae")
+    folder = download("me/sae")
+    (folder / CONFIG).unlink()
+    with pytest.raises(CheckpointError, match=r"me/sae is not in the cache, or not all of it"):
+        download("me/sae", local_files_only=True)
+    hub.down = True
+    with pytest.raises(CheckpointError, match=r"not all of it, and the hub gives no answer"):
+        download("me/sae")
+    hub.down = False
+    assert (download("me/sae") / CONFIG).exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "message"),
+    [
+        ("me/none", {}, r"no repository me/none, or it is private; check the name, or log in with `hf auth login`"),
+        ("me/gated", {}, r"me/gated is gated: ask for access at https://.*/me/gated, then log in"),
+        ("me/sae@v9", {}, r"me/sae has no revision 'v9'; give a branch"),
+        ("me/sae", {"revision": "v9"}, r"me/sae has no revision 'v9'"),
+        (
+            "me/sae",
+            {"local_files_only": True},
+            r"me/sae is not in the cache.*local_files_only=True keeps.*leave it out",
+        ),
+        ("me/sae/sub@x", {}, r"'me/sae/sub@x' is no hub id; give 'user/repo'"),
+        ("me/sae/sub", {"subfolder": "in"}, r"names a folder or revision, and so does subfolder='in'"),
+        ("me/sae@v1", {"revision": "v2"}, r"and so does subfolder='', revision='v2'; give each of them once"),
+        ("me/sae", {"subfolder": "../../x"}, r"'../../x' is no folder of a repository"),
+        ("./sae", {}, r"./sae is no folder; give the folder of a dictionary, or a hub id"),
+        (Path("me/sae"), {}, r"me/sae is no folder"),
+    ],
+)
+def test_what_cannot_be_had(hub, asked, options, message):
+    hub.repos["me/sae"] = {"main": {CONFIG: b"{}", WEIGHTS: b""}}
+    hub.repos["me/gated"], hub.gated = {"main": {}}, {"me/gated"}
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Dictionary.from_pretrained(asked, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_the_error_says_why_and_what_to_do(hub, offline):
+    hub.down = True
+    with pytest.raises(
+        CheckpointError, match=r"me/sae@v1/sub is not in .*no answer \(.*not known\); try again with a net"
+    ):
+        fetch("hf:me/sae@v1/sub")
+    offline(True)
+    with pytest.raises(
+        CheckpointError, match=r"HF_HUB_OFFLINE keeps.*unset it, or download it on another machine"
+    ) as e:
+        fetch("me/sae")
+    assert str(e.value).endswith("(There is no local folder 'me/sae' either.)")
+    with pytest.raises(CheckpointError, match=r"Nothing was published. To me/sae, HF_HUB_OFFLINE keeps"):
+        raise_from_push(ConnectionError("offline"))
+    with pytest.raises(ValueError, match="give only one"):
+        download("me/sae", force_download=True, local_files_only=True)
+
+
+def raise_from_push(error):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: (_ for _ in ()).throw(error))
+        planted(ReLUDictionary).push_to_hub("me/sae")
+
+
+def test_the_cache_as_the_library_lays_it_out_opens_without_a_network(tmp_path, offline):
+    """Written by hand after the library's documentation: a ref that names a commit, links into blobs."""
+    sae, commit = planted(TopKDictionary, "unit", k=3), "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "models--user--repo"
+    snapshot = repo / "snapshots" / commit
+    for folder in (repo / "refs", repo / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    for file in sae.save(tmp_path / "saved").iterdir():
+        file.rename(repo / "blobs" / f"hash-of-{file.name}")
+        (snapshot / file.name).symlink_to(Path("../../blobs") / f"hash-of-{file.name}")
+    offline(False)  # so that nothing but the argument keeps it from the network
+    assert_equal(Dictionary.from_pretrained("user/repo", cache_dir=tmp_path, local_files_only=True), sae)
+    assert_equal(Dictionary.from_pretrained(f"user/repo@{commit}", cache_dir=tmp_path, local_files_only=True), sae)
+    with pytest.raises(CheckpointError, match=r"has not all of cfg.json, sae_weights.safetensors in the cache"):
+        Dictionary.from_pretrained("user/repo/sub", cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("user/repo", ("user/repo", "", None)),
+        ("hf:user/repo", ("user/repo", "", None)),
+        ("user/repo/sub", ("user/repo", "sub", None)),
+        ("user/repo/sub/fol der", ("user/repo", "sub/fol der", None)),
+        ("hf:user/repo@rev", ("user/repo", "", "rev")),
+        ("User-1/re.po_2@v1.0/a/b", ("User-1/re.po_2", "a/b", "v1.0")),
+        ("user/repo@refs/pr/12/a", ("user/repo", "a", "refs/pr/12")),
+    ],
+)
+def test_hub_ids(text, parts):
+    assert tuple(parse_hub_id(text)) == parts
+    assert str(parse_hub_id(text)) == text.removeprefix("hf:")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "repo", "hf:repo", "user/", "/repo", "user/repo/", "user//repo", "user/repo//a", "user/repo@", "user/repo@a@b",
+     "user/repo/a@b", "us er/repo", "user/repo/..", "user/repo/a/../b", "user/re--po", "user/repo.git", "hf:hf:user/repo",
+     "https://host/user/repo", "user/répo", "-user/repo"],
+)  # fmt: skip
+def test_what_is_no_hub_id(text):
+    with pytest.raises(CheckpointError, match=r"give .*'?user/repo'|give its path from the root"):
+        parse_hub_id(text)
+
+
+def test_local_folders_come_first(hub, tmp_path, monkeypatch):
+    near, far = planted(ReLUDictionary), planted(TopKDictionary, k=3)
+    near.save(tmp_path / "me" / "sae" / "sub")
+    far.push_to_hub("me/sae", subfolder="sub")
+    monkeypatch.chdir(tmp_path)
+    assert_equal(Dictionary.from_pretrained("me/sae/sub"), near)
+    assert_equal(Dictionary.from_pretrained("me/sae", subfolder="sub"), near)
+    assert_equal(Dictionary.from_pretrained("hf:me/sae/sub"), far)
+    with pytest.raises(CheckpointError, match=r"me/sae has no folder 'other'; its folders: sub \(1 in all\)"):
+        Dictionary.from_pretrained("me/sae", subfolder="other")
+
+
+def test_saving_twice_replaces(tmp_path):
+    planted(ReLUDictionary).save_pretrained(tmp_path / "sae")
+    second = planted(TopKDictionary, k=2)
+    assert second.save_pretrained(tmp_path / "sae") is None
+    assert {path.name for path in (tmp_path / "sae").iterdir()} == {CONFIG, WEIGHTS, "README.md"}
+    assert_equal(Dictionary.from_pretrained(tmp_path / "sae"), second)
+    assert "# A topk dictionary of 10 latents" in (tmp_path / "sae" / "README.md").read_text()
+
+
+def test_saving_can_publish(hub, tmp_path):
+    sae = planted(ReLUDictionary)
+    url = sae.save_pretrained(
+        tmp_path / "concepts", push_to_hub=True, create_pr=True, model_card_kwargs={"license": "mit"}
+    )
+    assert url.endswith("/me/concepts/discussions/1")
+    assert_equal(Dictionary.from_pretrained("me/concepts"), sae)
+    card = hub.repos["me/concepts"]["main"]["README.md"].decode()
+    assert "load_dictionary('me/concepts')" in card  # with the user that the hub added
+    assert "license: mit" in card
+    with pytest.raises(TypeError, match="private belong to push_to_hub=True"):
+        sae.save_pretrained(tmp_path / "other", private=True)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), "refused"])
+def test_an_interrupted_push_leaves_nothing(hub, tmp_path, monkeypatch, stop):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    seen = []
+
+    def upload_folder(api, *, folder_path, **_):
+        seen.extend(sorted(path.name for path in Path(folder_path).iterdir()))
+        if stop == "refused":
+            request = hub.http.Request("POST", "https://hub/me/sae")
+            raise HfHubHTTPError("403 Forbidden: no right to write", response=hub.http.Response(403, request=request))
+        raise stop
+
+    hub.repos["me/other"] = {"main": {}}
+    with pytest.raises(CheckpointError):
+        download("me/other")  # the client is made by its first request
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    message = r"Nothing was published. The hub refused me/sae: 403 .* If this is about access, log in"
+    expected = pytest.raises(CheckpointError, match=message) if stop == "refused" else pytest.raises(KeyboardInterrupt)
+    with expected:
+        planted(ReLUDictionary).push_to_hub("me/sae")
+    assert seen == ["README.md", CONFIG, WEIGHTS]
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_mistake_in_the_card_leaves_no_repository(hub):
+    with pytest.raises(TypeError, match="licence"):
+        planted(ReLUDictionary).push_to_hub("me/sae", model_card_kwargs={"licence": "mit"})
+    with pytest.raises(CheckpointError, match="no hub repository"):
+        planted(ReLUDictionary).push_to_hub("me/s a e")
+    assert hub.repos == {}
+
+
+def table(card, heading):
+    """The rows under a heading, as a reader of the rendered card sees them."""
+    page = MarkdownIt("commonmark").enable("table").render(card.split("\n---\n", 1)[1])
+    section = page.partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]
+    cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", section, re.DOTALL)]
+    return dict(zip(cells[::2], cells[1::2], strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_card_says_what_the_dictionary_is(family):
+    from huggingface_hub import ModelCard
+
+    sae = FAMILIES[family]()
+    text = model_card(sae, "me/sae", license="mit")
+    assert ModelCard(text).data.to_dict() == {
+        "library_name": "vlsae",
+        "license": "mit",
+        "base_model": "openai/clip-vit-base-patch16",
+        "tags": ["sparse-autoencoder", "interpretability", "clip", family],
+    }
+    rows = table(text, "Facts")
+    assert rows["Family"] == family
+    assert (rows["Width of the activations (d)"], rows["Latents"]) == ("6", "10")
+    assert {k: v for k, v in rows.items() if k.startswith("Setting: ")} == {
+        f"Setting: {name}": str(value) for name, value in sae.settings.items()
+    }
+    assert rows["Input transform"] == sae.transform.kind
+    assert (rows["Model"], rows["Site"], rows["Tokens seen in training"]) == tuple(map(str, sae.metadata.values()))
+    assert "hash of the model's weights, tokens, images." in text
+    assert ("from sae_lens import SAE" in text) == (sae.transform.kind == "none")
+
+
+def test_unknown_facts_are_said_to_be_unknown():
+    from huggingface_hub import ModelCard
+
+    text = model_card(TopKDictionary(4, 8, k=2))
+    data = ModelCard(text).data.to_dict()
+    assert data == {"library_name": "vlsae", "tags": ["sparse-autoencoder", "interpretability", "topk"]}
+    for said in ("model, hash of the model's weights, site, tokens, images, tokens seen in training.", "No licence",
+                 "The recipe is not recorded.", "Nothing measured is recorded.", "'path/to/this/folder'"):  # fmt: skip
+        assert said in text
+
+
+def test_a_trained_dictionary_s_card_has_its_recipe():
+    from vlsae import train
+    from vlsae.training.config import TrainConfig
+    from vlsae.training.run import origin
+
+    data = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    assert set(origin(data)) <= set(ORIGIN)
+    sae = train(data, "gated", n_latents=8, steps=2, batch_size=16, progress=False)
+    sae.metadata["measured"] = {"explained variance": 0.5}
+    text = model_card(sae)
+    rows = table(text, "Training")
+    assert rows == {name: str(value) for name, value in sae.metadata["recipe"].items()}
+    assert set(rows) == set(asdict(TrainConfig()))
+    assert table(text, "Facts")["Tokens seen in training"] == "32"
+    assert table(text, "Facts")["Metadata: torch"] == torch.__version__
+    assert table(text, "Measured") == {"explained variance": "0.5"}
+
+
+NASTY = ["a | b", "a\n---\n# b", "`x` *y* __z__ _w_ \\| <b>&amp;</b> [l](u) ~~s~~ $m$", "\r\n| c | d |", "--- | ---"]
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_no_value_breaks_the_card(value):
+    from huggingface_hub import ModelCard
+
+    sae = planted(ReLUDictionary)
+    sae.metadata = {
+        "source": value,
+        value: 1,
+        "recipe": {"options": value},
+        "measured": {value: value},
+        "license": value,
+    }
+    sae.metadata["model"] = f"hf:{value}"
+    text = model_card(sae, "me/sae")
+    plain = model_card(planted(ReLUDictionary), "me/sae")
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == [line for line in plain.splitlines() if line.startswith("#")]
+    data = ModelCard(text).data.to_dict()
+    assert data["license"] == value
+    assert "base_model" not in data
+    facts = table(text, "Facts")
+    assert (facts["Images"], facts["Model"], facts[f"Metadata: {value}"]) == (value, f"hf:{value}", "1")
+    assert table(text, "Training") == {"options": value}
+    assert table(text, "Measured") == {value: value}
+
+
+@pytest.mark.parametrize("kind", ["sqrt_d", "centre_sqrt_d", "scalar"])
+def test_the_card_s_unit_is_that_of_the_codes(kind):
+    """One code of 1 moves the reconstruction by its atom times the card's number."""
+    sae = planted(TopKDictionary, kind, k=2)
+    unit = float(re.search(r"times ([\d.]+) it is in their units. Atoms have norms of 1\.", model_card(sae))[1])
+    moved = sae.decode(torch.eye(10)) - sae.decode(torch.zeros(10, 10))
+    assert torch.allclose(moved, unit * sae.atoms, atol=1e-5)  # differences of numbers of size 3 in float32
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "is_clip"),
+    [
+        ("hf:google/siglip-base-patch16-224", "google/siglip-base-patch16-224", False),
+        ("open_clip:ViT-B-16/openai", None, True),
+        ("tiny", None, True),
+        ("hf:/models/dino", None, False),
+        ("hf:me/clip/sub", None, True),
+    ],
+)
+def test_only_a_hub_id_becomes_the_base_model(model, base, is_clip):
+    from huggingface_hub import ModelCard
+
+    sae = planted(ReLUDictionary)
+    sae.metadata = {"model": model}
+    data = ModelCard(model_card(sae)).data
+    assert data.base_model == base
+    assert ("clip" in data.tags) == is_clip
+
+
+def test_our_format_only(tmp_path):
+    folder = planted(ReLUDictionary).save(tmp_path / "sae")
+    config = json.loads((folder / CONFIG).read_text())
+    del config["metadata"]["vlsae"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="written by another program"):
+        Dictionary.from_pretrained(folder)
