@@ -8,21 +8,26 @@ from typing import Any
 import torch
 
 from vlsae.dictionaries.base import Dictionary
+from vlsae.dictionaries.hub import fetch
 from vlsae.interop.answers import Answers
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.source import Source
 
 
-def load_dictionary(path: str | Path, *, dialect: str | None = None, device: str = "cpu", **answers: Any) -> Dictionary:
+def load_dictionary(
+    path: str | Path, *, dialect: str | None = None, device: str = "cpu", subfolder: str = "", revision: str | None = None,
+    token: str | bool | None = None, cache_dir: str | Path | None = None, local_files_only: bool = False, **answers: Any,
+) -> Dictionary:  # fmt: skip
     """Open a dictionary of ours or of another project, recognised by its names, shapes and configuration.
 
     No code of the file is executed and no other project is imported. What the file does not say (often the model, the site,
     the activation or k) has to be said; nothing is guessed.
 
     Args:
-        path: a checkpoint's file or folder.
+        path: a checkpoint's file or folder, or a hub id, `[hf:]user/repo[@revision][/sub/folder]`.
         dialect: whose format it is, one of `DIALECTS`, where that cannot be told from the file.
         device: where the weights go.
+        subfolder, revision, token, cache_dir, local_files_only: of the hub, as for `vlsae.dictionaries.hub.download`.
         **answers: what the file leaves open, such as `model="open_clip:ViT-B-16/openai"`, `site="vision.-2.resid_post"`,
             `k=32`; "unknown" for a model or site that nobody knows. The error that asks for them lists the possible answers.
 
@@ -30,7 +35,8 @@ def load_dictionary(path: str | Path, *, dialect: str | None = None, device: str
         The dictionary. `metadata["opened_from"]` has the dialect and file, `metadata["notes"]` what is good to know.
 
     Raises:
-        DialectError: for a missing, damaged, unknown or dangerous file, and for facts that nobody told.
+        CheckpointError: for a missing, damaged, unknown or dangerous file, for facts that nobody told, and without a network
+            a hub id that is not in the cache.
 
     Example:
         >>> import tempfile
@@ -39,6 +45,9 @@ def load_dictionary(path: str | Path, *, dialect: str | None = None, device: str
         >>> load_dictionary(folder).k
         2
     """
+    if not Path(path).is_file():
+        path = fetch(path, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
+                     local_files_only=local_files_only)  # fmt: skip
     source = Source(path)
     reader = _dialect(source, dialect)
     dictionary = reader.read(source, Answers(answers, f"{source.path} ({reader.project})"))
