@@ -116,7 +116,9 @@ def make(root: Path) -> None:
     for seed, (name, (family, activation, threshold)) in enumerate(newest.items(), 5):
         case(root, f"schema5_{name}", "schema5", family=family, seed=seed, threshold=threshold,
              cfg=lambda nn, a=activation: nn.SparseAutoencoderConfig(d_model=D, d_sae=N, activation=a(nn)))  # fmt: skip
-    rewritten(root, "schema4_batch_topk", "schema5_batch_topk", 4, family="batch_topk",
-              cfg={"d_model": D, "d_sae": N, "activation": {"cls": "BatchTopK", "params": {"top_k": 5, "momentum": 0.1}}})  # fmt: skip
-    rewritten(root, "schema3_topk", "schema5_topk", 3, family="unrectified_topk",
-              cfg={"d_model": D, "exp_factor": FACTOR, "activation": {"cls": "TopK", "params": {"top_k": 5}}})  # fmt: skip
+    batch = {"cls": "BatchTopK", "params": {"top_k": 5, "momentum": 0.1}}
+    rewritten(root, "schema4_batch_topk", "schema5_batch_topk", 4, {"d_model": D, "d_sae": N, "activation": batch},
+              family="batch_topk")  # fmt: skip
+    topk = {"cls": "TopK", "params": {"top_k": 5}}
+    rewritten(root, "schema3_topk", "schema5_topk", 3, {"d_model": D, "exp_factor": FACTOR, "activation": topk},
+              family="unrectified_topk")  # fmt: skip
