@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,10 +19,11 @@ CASES = {  # name: (configuration, our family)
 
 
 def library():
-    """`sparsify.SparseCoder` and its configuration; decoding by torch, since Triton's kernel wants a GPU."""
-    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    from sparsify import SparseCoder, SparseCoderConfig
+    """`sparsify.SparseCoder` and its configuration; decoding by its own torch function, since Triton's kernel wants a GPU."""
+    from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
+    from sparsify.utils import eager_decode
 
+    sparse_coder.decoder_impl = eager_decode
     return SparseCoder, SparseCoderConfig
 
 

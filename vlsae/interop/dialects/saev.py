@@ -145,6 +145,11 @@ def _size(source: Source, header: Header) -> tuple[int, int]:
     if len(shape) != 2:
         raise DialectError(f"{source.weights}: W_enc has shape {shape}; expected [d, n_latents].")
     d, n = shape
+    fits = {"b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
+    for name in (name for name in fits if source.shapes[name] != fits[name]):
+        raise DialectError(
+            f"{source.weights}: {name} has shape {source.shapes[name]}; expected {fits[name]} beside W_enc {shape}."
+        )
     cfg = header.cfg
     said = {"d_vit": d, "d_model": d, "d_sae": n, "exp_factor": n / d if d else 0}
     wrong = [name for name, value in said.items() if name in cfg and cfg[name] != value]
