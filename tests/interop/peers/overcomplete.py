@@ -57,7 +57,7 @@ def save(
     root: Path, name: str, model, becomes: str, again=None, wrap=None, **answers,
 ) -> None:  # fmt: skip
     """A model as a pickle, or, with `again` as a fresh object for it, as the state dict that this one loads."""
-    x = inputs(D)
+    x = inputs(D, n=8)
     folder = fresh(root, name)
     if again is None:
         torch.save(model, folder / "model.pt")

@@ -101,6 +101,7 @@ class _Reading:
         family, facts = self._facts()
         self.told = self.answers.settle(**facts)
         self._check(family)
+        self._note_drift()
         found = self._pursuit(family) if family in WITHOUT else self._linear(family)
         said = {name: self._said(name) for name in ATTRIBUTES}
         content = self.module.source.content
@@ -205,6 +206,15 @@ class _Reading:
         if delta is not None and (not _is_number(delta) or delta < 0):
             raise DialectError(f"{self.where}: delta={delta!r}; expected a number, 0 or more.")
 
+    def _note_drift(self) -> None:
+        """Say that atoms are normalised once more, where the file was written between a step and the next forward pass."""
+        norms = self.plain[LAYER].norm(dim=1) if LAYER in self.plain else torch.ones(1)
+        if self._told("normalization") == "l2" and (norms - 1).abs().max() > 1e-6:
+            self.notes.append(
+                f"Its atoms had norms from {norms.min():.4g} to {norms.max():.4g} and have 1 here, as behind the library's own "
+                "next forward pass."
+            )
+
     def _told(self, name: str) -> Any:
         """A fact of the dictionary layers, None where it was not asked for."""
         return getattr(self.told, name, None)
@@ -266,7 +276,7 @@ class _Reading:
                 "the least negative one, which no family here does. More atoms in more directions exclude that."
             )
         tensors = {"W_dec": rows.float(), "b_dec": torch.zeros(self.d)}
-        return build(self.module.source, "matching_pursuit", tensors, {"k": k, "orthogonal": family == "omp"})
+        return build(self.module.source, "matching_pursuit", tensors, {"k": k})
 
     def _k(self) -> int:
         k = self.told.k
