@@ -19,8 +19,11 @@ def model(kind: str, d: int = D, n: int = N):
     from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
     generator = torch.Generator().manual_seed(3)
-    made = {"AutoEncoderTopK": lambda: AutoEncoderTopK(d, n, K), "BatchTopKSAE": lambda: BatchTopKSAE(d, n, K),
-            "MatryoshkaBatchTopKSAE": lambda: MatryoshkaBatchTopKSAE(d, n, K, [n // 8, n // 4, n - n // 8 - n // 4])}
+    made = {
+        "AutoEncoderTopK": lambda: AutoEncoderTopK(d, n, K),
+        "BatchTopKSAE": lambda: BatchTopKSAE(d, n, K),
+        "MatryoshkaBatchTopKSAE": lambda: MatryoshkaBatchTopKSAE(d, n, K, [n // 8, n // 4, n - n // 8 - n // 4]),
+    }
     module = made[kind]() if kind in made else getattr(dictionary, kind)(d, n)  # fmt: skip
     with torch.no_grad():
         for parameter in module.parameters():
