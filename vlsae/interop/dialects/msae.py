@@ -46,7 +46,7 @@ class MSAE(Dialect):
     def read(self, source: Source, answers: Answers) -> Dictionary:
         named = _named(source)
         tensors = _tensors(source, named)
-        n, d = tensors["W_dec"].shape
+        d, n = tensors["W_enc"].shape
         told = answers.settle(**_facts(source, named, answers, d))
         _plain(source, told.normalize, told.soft_cap)
         settings = {}
@@ -55,7 +55,7 @@ class MSAE(Dialect):
         if told.family == "batch_topk":
             tensors["threshold"] = _threshold(source, told.threshold, n)
         if told.family == "nested_sparsity":
-            settings["ks"] = told.ks or doubling(n, int(named.get("number") or 64))
+            settings["ks"] = told.ks or doubling(n, int(named.get("number", 0)) or 64)
         dictionary = build(source, told.family, tensors, settings, _transform(source, d))
         notes = [PLAIN_TOPK] if told.family == "topk" else []
         if told.family == "nested_sparsity" and not told.ks:
@@ -83,7 +83,8 @@ class MSAE(Dialect):
             "scaling_factor": float(transform.scale[0]) if whole else 1.0,
             "target_norm": dictionary.metadata.get("target_norm", dictionary.d**0.5),
         }
-        dataset = dictionary.metadata.get("dataset", "vlsae")
+        dataset = str(dictionary.metadata.get("dataset"))
+        dataset = dataset if re.fullmatch(r"[\w~-]+", dataset) else "vlsae"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{dictionary.n_latents}_{dictionary.d}_{activation}_False_False_0.0_{dataset}.pth"
         with replacing(path) as partial:
