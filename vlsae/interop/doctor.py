@@ -111,7 +111,7 @@ class _Job:
             own = max(self.bar(list(others), "sites"), key=lambda site: best_ev(self.dictionary, seen[site], probed))
             seen[own] = self.read({own: kept})[own]
             findings.append(Finding("warning", "site", f"Nothing says at which site it was trained; of {len(others)} it "
-                                    f"explains most at {own}, where it was examined. Give --site where you know it."))  # fmt: skip
+                                    f"explains most at {own}, which was examined. Give --site where you know it."))  # fmt: skip
         else:
             own = str(place)
             seen = self.read({**partly, own: kept})
@@ -174,5 +174,5 @@ def _verdict(
         return (f"It fits {site} of {spec}: it explains {whole.ev:.1%} of the variance with {whole.mean_l0:.1f} active latents "
                 f"a token.{look}")  # fmt: skip
     about = ", ".join(dict.fromkeys(finding.about for finding in wrong))
-    better = f" Better: {remedies[0][1]} (explained variance {remedies[0][0]:.3f})." if remedies else ""
+    better = f" It fits best {remedies[0][1]}, where it explains {remedies[0][0]:.1%}." if remedies else ""
     return f"It does not fit {site} of {spec} as it is (wrong: {about}; explained variance {whole.ev:.3f}).{better}"

@@ -9,14 +9,17 @@ import numpy as np
 from torch import Tensor
 
 from vlsae.dictionaries.base import Dictionary
-from vlsae.interop.examination.diagnosis import Finding, Row
+from vlsae.interop.examination.diagnosis import AS_IS, Finding, Row
 from vlsae.interop.examination.fit import Fit, fit, interval, shuffled
 from vlsae.interop.examination.roles import known
 from vlsae.interop.examination.rules import GAIN, LEAST_EV, severity_of_gain
 from vlsae.interop.examination.trials import Trial, trials
 
 Bar = Callable[[Sequence, str], Iterable]
-WAYS = {"input": "to scale the input", "k": "to set k or the threshold"}
+WAYS = {
+    "site": "sites of this width", "input": "ways to give it its input", "k": "numbers of active latents",
+    "site and input": "sites with another input",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Comparison:
     def rows(self) -> tuple[list[Row], list[Row]]:
         """Tables of sites, in their order, and of trials, the best first."""
         sites = [Row(site, found.ev, found.mean_l0, len(found.l0)) for site, found in self.sites.items()]
-        uses = [("as it is", self.here), *((trial.name, found) for trial, found in self.tried.items())]
+        uses = [(AS_IS, self.here), *((trial.name, found) for trial, found in self.tried.items())]
         rows = [Row(name, found.ev, found.mean_l0, len(found.l0)) for name, found in uses]
         return sites if len(sites) > 1 else [], sorted(rows, key=lambda row: -known(row.ev))
 
@@ -85,37 +88,45 @@ def _both(dictionary: Dictionary, probes: Mapping[str, Tensor], own: str, bar: B
 
 
 def findings_of(compared: Comparison) -> tuple[list[Finding], list[tuple[float, str]]]:
-    """What other uses say about this one, and those that are better, `(explained variance, in words)`."""
-    found, remedies = [], []
-    here, own = compared.here.ev, compared.own
-    if len(compared.sites) > 1:
-        best = max(compared.sites, key=lambda site: known(compared.sites[site].ev))
-        severity = compared.severity(compared.sites[best])
-        if severity == "ok":
-            beside = max(known(other.ev) for site, other in compared.sites.items() if site != own)
-            found.append(Finding("ok", "site", f"Of {len(compared.sites)} sites of this width none is clearly better than {own}: it "
-                                 f"explains {here:.3f} there, elsewhere at most {beside:.3f}."))  # fmt: skip
-        else:
-            there = compared.sites[best].ev
-            remedies.append((there, f"it fits best at {best}"))
-            found.append(Finding(severity, "site", f"It fits best at {best}: it explains {there:.3f} there, {here:.3f} at {own} (a gain "
-                                 f"of {GAIN} counts). Use it with --site {best}."))  # fmt: skip
-    for about, ways in WAYS.items():
-        mine = {trial: other for trial, other in compared.tried.items() if trial.about == about}
-        if not mine:
-            continue
-        best = max(mine, key=lambda trial: known(mine[trial].ev))
-        there, severity = mine[best].ev, compared.severity(mine[best])
-        if severity == "ok":
-            found.append(Finding("ok", about, f"Of {len(mine)} other ways {ways} none is clearly better: it explains {here:.3f} as it "
-                                 f"is, otherwise at most {there:.3f} ({best.name})."))  # fmt: skip
-            continue
-        remedies.append((there, f"it fits best {best.words}"))
-        found.append(Finding("warning" if about == "k" else severity, about, f"It explains {there:.3f} {best.words}, {here:.3f} as it "
-                             f"is (a gain of {GAIN} counts); {best.remedy}."))  # fmt: skip
-    if compared.both and (severity := compared.severity(compared.both[2])) != "ok":
-        site, trial, other = compared.both
-        remedies.append((other.ev, f"it fits best at {site} {trial.words}"))
-        found.append(Finding(severity, "site and input", f"It explains {other.ev:.3f} at {site} {trial.words}, {here:.3f} at {own} as it "
-                             f"is (a gain of {GAIN} counts). Use it with --site {site}, and {trial.remedy}."))  # fmt: skip
-    return found, sorted(remedies, reverse=True)
+    """What other uses say about this one, and those that are better, `(explained variance, where and how)`, the best first."""
+    found: list[Finding] = []
+    better: list[tuple[float, str]] = []
+    for about, fits in _uses(compared).items():
+        finding, remedy = _best_use(compared, about, fits)
+        found.append(finding)
+        better += remedy
+    return found, sorted(better, reverse=True)
+
+
+def _uses(compared: Comparison) -> dict[str, dict[tuple[str, str], Fit]]:
+    """Other uses by what they change; of each how it is named, what to do for it, and its fit."""
+    uses: dict[str, dict[tuple[str, str], Fit]] = {
+        "site": {(f"at {s}", f"use it with --site {s}"): f for s, f in compared.sites.items() if s != compared.own},
+        **{
+            about: {(f"with {t.name}", t.remedy): f for t, f in compared.tried.items() if t.about == about}
+            for about in ("input", "k")
+        },
+    }
+    if compared.both:
+        site, trial, found = compared.both
+        uses["site and input"] = {
+            (f"at {site} with {trial.name}", f"use it with --site {site}, and {trial.remedy}"): found
+        }
+    return {about: fits for about, fits in uses.items() if fits}
+
+
+def _best_use(
+    compared: Comparison, about: str, fits: Mapping[tuple[str, str], Fit]
+) -> tuple[Finding, list[tuple[float, str]]]:
+    (how, remedy), best = max(fits.items(), key=lambda use: known(use[1].ev))
+    severity = compared.severity(best)
+    here = f"at {compared.own} {compared.here.ev:.3f} as it is"
+    if severity == "ok":
+        of = f"None of {len(fits)} other {WAYS[about]} is clearly better"
+        return Finding(
+            "ok", about, f"{of}: it explains {here}, and at most {best.ev:.3f} {how} ({GAIN} more counts)."
+        ), []
+    if about == "k":
+        severity = "warning"  # more codes explain more; how many is a choice
+    text = f"It fits best {how}: it explains {best.ev:.3f}, {here} ({GAIN} more counts); {remedy}."
+    return Finding(severity, about, text), [(best.ev, how)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from vlsae.metrics.result import Metric
 
 SEVERITIES = ("ok", "warning", "wrong")
 WIDTH = 116  # columns of the text
+AS_IS = "as it is"
+SHOWN = 6  # trials in the text; all are in the data
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Diagnosis:
         if self.sites:
             blocks.append(_site_table(self.sites, self.site))
         if self.trials:
-            blocks.append(_table("If it were used otherwise (best first)", self.trials))
+            blocks.append(_table("If it were used otherwise, the best first", _first(self.trials)))
         blocks.append("Findings\n" + "\n".join(_wrapped(f) for f in self.findings))
         return "\n\n".join([*blocks, _fill(self.verdict, 0)])
 
@@ -124,13 +127,17 @@ def _number(value: float) -> str:
 
 
 def _metric_table(metrics: Mapping[str, Metric]) -> str:
-    wide = max(len(name) for name in metrics)
     lines = []
     for name, metric in metrics.items():
-        ends = f"[{_number(metric.ci[0])}, {_number(metric.ci[1])}]" if metric.ci else ""
-        beside = "".join(f"; {label.replace('_', ' ')} {_number(value)}" for label, value in metric.baselines.items())
-        lines.append(f"  {name:<{wide}} {_number(metric.value):>10} {ends:<18} {metric.definition}{beside}")
+        ends = f" ({_number(metric.ci[0])} to {_number(metric.ci[1])})" if metric.ci else ""
+        lines.append(f"  {name:<16} {_number(metric.value):>10}  {metric.definition}{ends}")
+        lines += [f"  {'':<16} {_number(value):>10}  the same {label}" for label, value in metric.baselines.items()]
     return "Measured\n" + "\n".join(lines)
+
+
+def _first(rows: Sequence[Row]) -> list[Row]:
+    """The best trials, and the dictionary as it is wherever it stands among them."""
+    return [row for i, row in enumerate(rows) if i < SHOWN or row.name == AS_IS]
 
 
 def _table(title: str, rows: Sequence[Row]) -> str:
@@ -152,13 +159,11 @@ def _site_table(rows: Sequence[Row], own: str | None) -> str:
 
 
 def _wrapped(finding: Finding) -> str:
-    return f"  {finding.severity:<8} " + _fill(finding.text, 11)
+    return f"  {finding.severity:<8} {finding.about:<14} " + _fill(finding.text, 26)
 
 
 def _fill(text: str, indent: int) -> str:
     """Text in lines of `WIDTH`, all but the first indented."""
-    import textwrap
-
     return textwrap.fill(
         text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent, break_long_words=False
     ).lstrip()

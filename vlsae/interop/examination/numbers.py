@@ -16,10 +16,10 @@ from vlsae.metrics.result import Metric
 def numbers_of(dictionary: Dictionary, x: Tensor, whole: Fit, compared: Comparison) -> dict[str, Metric]:
     """All metrics: `whole` is the fit to the judged tokens `x [I, P, d]`, `compared` the baselines on fewer of them."""
     n, elsewhere = len(whole.l0), {s: f.ev for s, f in compared.sites.items() if s != compared.own}
-    beside = {"shuffled": compared.shuffled.ev}
+    beside = {"on tokens with shuffled coordinates": compared.shuffled.ev}
     if elsewhere:
         best = max(elsewhere, key=lambda site: known(elsewhere[site]))
-        beside[f"at {best}"] = elsewhere[best]
+        beside[f"at {best}, the best other site"] = elsewhere[best]
     mean, norms = x.double().mean((0, 1)), dictionary.atoms.float().norm(dim=1).cpu()
     values: list[tuple[str, float, int, str, bool | None]] = [
         ("l0", whole.mean_l0, n, "mean number of active latents a token", None),
@@ -33,7 +33,7 @@ def numbers_of(dictionary: Dictionary, x: Tensor, whole: Fit, compared: Comparis
             "stretch",
             whole.stretch,
             n,
-            "E||r||^2 / E<x, r>, both centred: 1 where reconstructions are as long as right",
+            "E||r||^2 / E<x, r>, both centred: 1 where lengths are right",
             None,
         ),
         ("atom_norm_min", float(norms.min()), len(norms), "smallest ||W_dec_i||", None),

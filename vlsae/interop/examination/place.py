@@ -37,8 +37,8 @@ def find_place(
     if place.block is not None:
         n = len(model.blocks(place.tower))
         if not -n <= place.block < n:
-            return place, Finding("wrong", "site", f"{name} does not exist: blocks of {model.spec} are 0 to {n - 1}, or -{n} to "
-                                  "-1 from the end. Give another --site or the model it was trained on.")  # fmt: skip
+            return place, Finding("wrong", "site", f"{name} does not exist: blocks of {model.spec} are 0 to {n - 1}, or -{n} "
+                                  "to -1 from the end. Give another --site or the model it was trained on.")  # fmt: skip
         place = place.resolve(n)
     if str(place) not in widths:
         return place, Finding(

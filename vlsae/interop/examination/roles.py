@@ -66,5 +66,6 @@ def judged_roles(policy: Any, fits: Mapping[str, Fit]) -> tuple[list[str], Findi
         )
     best = max(fits, key=lambda role: known(fits[role].ev))
     each = " and ".join(f"{found.ev:.3f} of {role} tokens" for role, found in fits.items())
-    return [best], Finding("warning" if len(fits) > 1 else "ok", "tokens", "Nothing says for which tokens it was trained; it explains "
-                           f"{each}, and was judged on {best} tokens. Use it on these.")  # fmt: skip
+    severity = "warning" if len(fits) > 1 else "ok"
+    return [best], Finding(severity, "tokens", f"Nothing says for which tokens it was trained; it explains {each}, "
+                           f"and was judged on {best} tokens. Use it on these.")  # fmt: skip

@@ -42,8 +42,8 @@ def of_variance(ev: float, on_shuffled: float) -> Finding:
     """Below 0 the mean token is a better answer; what is as good on shuffled coordinates knows nothing of this model."""
     beside = f"it explains {ev:.3f} of the variance, and {on_shuffled:.3f} of tokens with shuffled coordinates"
     if not ev >= 0:
-        return Finding("wrong", "variance", f"Explained variance is {ev:.3f}; below 0, answering with the mean token would be "
-                       f"better (expected: {LEAST_EV} or more). Check model, site, kind of token and input scaling.")  # fmt: skip
+        return Finding("wrong", "variance", f"Explained variance is {ev:.3f}; below 0, answering with the mean token would "
+                       f"be better (expected: {LEAST_EV} or more). Check model, site, tokens and input scaling.")  # fmt: skip
     if ev < on_shuffled + GAIN:
         return Finding("wrong" if ev < LEAST_EV else "warning", "variance", f"No sign that it was made for these tokens: "
                        f"{beside}, where {GAIN} more is expected. Check the model and the order of coordinates.")  # fmt: skip
@@ -85,8 +85,8 @@ def of_sparsity(dictionary: Dictionary, fit: Fit) -> list[Finding]:
     else:
         found.append(_bounded_k(dictionary, fit, l0, k, spread))
     if silent > SILENT:
-        found.append(Finding("wrong" if silent > MOSTLY else "warning", "silence", f"{silent:.1%} of tokens have no code at all "
-                     f"(expected: below {SILENT:.0%}). Check the input scaling and thresholds."))  # fmt: skip
+        found.append(Finding("wrong" if silent > MOSTLY else "warning", "silence", f"{silent:.1%} of tokens have no code at "
+                     f"all (expected: below {SILENT:.0%}). Check the input scaling and thresholds."))  # fmt: skip
     return [finding for finding in found if finding is not None]
 
 
@@ -127,8 +127,8 @@ def of_dead(n_latents: int, fit: Fit) -> Finding:
     dead, n = int((~fit.fired).sum()), len(fit.l0)
     text = f"{dead:,} of {n_latents:,} latents ({dead / n_latents:.1%}) never fired on these {n:,} tokens"
     if dead > MOSTLY * n_latents:
-        return Finding("wrong" if dead == n_latents else "warning", "dead", f"{text}, more than {MOSTLY:.0%}; those that fire on "
-                       f"fewer than one token in {max(1, n // 3):,} may be among them. Take more --images, then check the "
+        return Finding("wrong" if dead == n_latents else "warning", "dead", f"{text}, more than {MOSTLY:.0%}; those that fire "
+                       f"on fewer than one token in {max(1, n // 3):,} may be among them. Take more --images, then check the "
                        "input scaling.")  # fmt: skip
     return Finding("ok", "dead", f"{text} (expected: below {MOSTLY:.0%}; the fewer tokens, the more seem dead).")
 
@@ -139,8 +139,8 @@ def of_norms(dictionary: Dictionary, norms: Tensor) -> Finding:
         return Finding("ok", "norms", "All atoms have norm 1, so that codes of different latents can be compared.")
     text = f"Norms of atoms lie between {low:.3g} and {high:.3g} (median {middle:.3g})"
     wanted = f" where {dictionary.family!r} is trained with norm 1 (to {UNIT_NORM:g})" if dictionary.unit_atoms else ""
-    return Finding("warning" if wanted or low == 0 else "ok", "norms", f"{text}{wanted}; compare latents by code times norm, not "
-                   "by code.")  # fmt: skip
+    return Finding("warning" if wanted or low == 0 else "ok", "norms", f"{text}{wanted}; compare latents by code times "
+                   "norm, not by code.")  # fmt: skip
 
 
 def of_signs(dictionary: Dictionary, fit: Fit) -> Finding | None:
@@ -149,8 +149,8 @@ def of_signs(dictionary: Dictionary, fit: Fit) -> Finding | None:
                        "latent stands for two opposite directions.")  # fmt: skip
     if fit.negative == 0:
         return None
-    return Finding("wrong", "signs", f"{fit.negative:.1%} of codes are negative, but those of {dictionary.family!r} cannot be; the "
-                   "family is not what computes these codes. Say another when opening it.")  # fmt: skip
+    return Finding("wrong", "signs", f"{fit.negative:.1%} of codes are negative, but those of {dictionary.family!r} cannot be; "
+                   "the family is not what computes these codes. Say another when opening it.")  # fmt: skip
 
 
 def pairing(dictionary: Dictionary) -> tuple[float, float, float] | None:
@@ -168,23 +168,21 @@ def of_pairing(found: tuple[float, float, float] | None, ev: float) -> Finding |
     if found is None:
         return None
     own, other, error = found
-    text = (
-        f"reading and writing directions of a latent have a mean cosine of {own:.3f}, those of two latents {other:.3f}"
-    )
+    text = f"reading and writing directions of one latent have a mean cosine of {own:.3f}, of two latents {other:.3f}"
     if own > other + error:
         return Finding("ok", "pairing", f"{text[0].upper()}{text[1:]}, so that encoder and decoder belong together.")
-    return Finding("wrong" if ev < LEAST_EV else "warning", "pairing", f"Encoder and decoder do not belong together: {text}, where "
-                   f"{error:.3f} more is expected. Check whether rows were permuted or a matrix reshaped.")  # fmt: skip
+    return Finding("wrong" if ev < LEAST_EV else "warning", "pairing", f"Encoder and decoder do not belong together: {text}, "
+                   f"where {error:.3f} more is expected. Check whether rows were permuted or a matrix reshaped.")  # fmt: skip
 
 
 def of_lengths(fit: Fit) -> Finding | None:
     if not torch.isfinite(torch.tensor(fit.stretch)):
-        return Finding("wrong", "lengths", "Reconstructions are not correlated with the tokens at all; check model, site and order "
-                       "of coordinates.")  # fmt: skip
+        return Finding("wrong", "lengths", "Reconstructions are not correlated with the tokens at all; check model, site and "
+                       "order of coordinates.")  # fmt: skip
     if 1 / STRETCH <= fit.stretch <= STRETCH:
         return None
-    return Finding("warning", "lengths", f"Reconstructions have {fit.stretch:.3g} times the length that would be right (a factor of "
-                   f"{STRETCH:g} at most is expected). Check the input scaling and the norms of atoms.")  # fmt: skip
+    return Finding("warning", "lengths", f"Reconstructions have {fit.stretch:.3g} times the length that would be right (at "
+                   f"most {STRETCH:g} times is expected). Check the input scaling and the norms of atoms.")  # fmt: skip
 
 
 def of_origin(dictionary: Dictionary, mean_norm: float, token_norm: float, distance: float | None) -> Finding:
@@ -192,7 +190,7 @@ def of_origin(dictionary: Dictionary, mean_norm: float, token_norm: float, dista
     text = f"tokens have a mean norm of {token_norm:.4g}, and their mean one of {mean_norm:.4g}"
     zero = dictionary.transform.kind in ("none", "sqrt_d") and not bool((dictionary.b_dec != 0).any())
     if zero and mean_norm > MOSTLY * token_norm:
-        return Finding("warning", "origin", f"The decoder's bias is 0, but {text} (more than {MOSTLY:.0%} of it): it was trained on "
-                       "centred tokens, has no bias, or lost it. Say which when opening it; see the trials below 'centre'.")  # fmt: skip
+        return Finding("warning", "origin", f"The decoder's bias is 0, but {text} (more than {MOSTLY:.0%} of it): it was "
+                       "trained on centred tokens, or lost its bias. Look at what it explains with the mean taken off.")  # fmt: skip
     beside = f"; the decoder's bias is {distance:.2f} of that away from it" if distance is not None else ""
     return Finding("ok", "origin", f"{text[0].upper()}{text[1:]}{beside}.")

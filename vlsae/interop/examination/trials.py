@@ -17,13 +17,13 @@ SCALES = (0.01, 0.1, 0.25, 0.5, 2.0, 4.0, 10.0, 100.0)
 FACTORS = (0.125, 0.25, 0.5, 2.0, 4.0, 8.0)  # of k, and of a threshold
 MEANINGS = {
     "centre": "the mean taken off",
-    "sqrt_d": "mean norm sqrt(d)",
-    "centre_sqrt_d": "the mean taken off, then mean norm sqrt(d)",
+    "sqrt_d": "tokens scaled to a mean norm of sqrt(d)",
+    "centre_sqrt_d": "the mean taken off, then a mean norm of sqrt(d)",
     "scalar": "one mean and one deviation for all coordinates",
     "standardise": "each coordinate standardised",
     "unit": "each token at norm 1",
     "layer_norm": "each token layer-normed",
-    "layer_norm_unbiased": "each token layer-normed, deviation by d - 1",
+    "layer_norm_unbiased": "each token layer-normed, d - 1 in its deviation",
 }
 
 
@@ -32,7 +32,7 @@ class Trial:
     """One other way to use a dictionary.
 
     Attributes:
-        name: of the change, for the table; about: "input" or "k".
+        name: of the change, after "with"; about: "input" or "k".
         remedy: how to make it last, as the end of a sentence.
         reconstruct: tokens `[N, d]` to codes and reconstructions, in the units of the tokens.
     """
@@ -42,22 +42,17 @@ class Trial:
     remedy: str
     reconstruct: Reconstruct
 
-    @property
-    def words(self) -> str:
-        """The change within a sentence: "with its input times 0.1"."""
-        return f"with {'its input ' if self.about == 'input' else ''}{self.name}"
-
 
 def trials(dictionary: Dictionary, sample: Tensor) -> Iterator[Trial]:
     """All that are tried, for tokens like `sample [N, d]`; on top of what the dictionary does to its input itself."""
     sample = sample.to(dictionary.W_dec)
     norm = float(sample.norm(dim=1).mean())
     for kind in KINDS[1:]:
-        yield _behind(dictionary, InputTransform.fit(sample, kind), f"{kind}: {MEANINGS[kind]}",
+        yield _behind(dictionary, InputTransform.fit(sample, kind), f"{MEANINGS[kind]} ({kind})",
                       f"set `dictionary.transform = InputTransform.fit(tokens, {kind!r})`")  # fmt: skip
-    yield _scaled(dictionary, 1 / max(norm, 1e-12), f"divided by the mean norm, {norm:.4g}")
+    yield _scaled(dictionary, 1 / max(norm, 1e-12), f"input divided by its mean norm, {norm:.4g}")
     for scale in SCALES:
-        yield _scaled(dictionary, scale, f"times {scale:g}")
+        yield _scaled(dictionary, scale, f"input times {scale:g}")
     yield from _other_origins(dictionary)
     yield from _other_sparsity(dictionary)
 
@@ -84,7 +79,7 @@ def _other_origins(dictionary: Dictionary) -> Iterator[Trial]:
     if dictionary.transform.kind != "none":
         bare = copy.copy(dictionary)
         bare._modules = {**dictionary._modules, "transform": InputTransform(dictionary.d)}
-        yield Trial(f"without its own transform {dictionary.transform.kind}", "input",
+        yield Trial(f"no input transform ({dictionary.transform.kind} left out)", "input",
                     "open the file without an input scaling", plainly(bare))  # fmt: skip
     elif bool((dictionary.b_dec != 0).any()):
         for sign, name in ((1, "b_dec not taken off before the encoder"), (-1, "b_dec taken off twice")):
