@@ -11,8 +11,9 @@ import pytest
 import vlsae
 
 ROOT = Path(vlsae.__file__).parent
-FLOW = ["registry", "atomic", "pickles", "weight_files", "threads", "onednn", "images", "world", "backbones", "activations",
-        "dictionaries", "training", "splice", "concepts", "heatmaps", "interventions", "metrics", "adaptation", "report",
+FLOW = ["registry", "atomic", "pickles", "stored", "torch_files", "weight_files", "threads", "onednn", "images", "world",
+        "backbones", "activations", "dictionaries", "training", "splice", "concepts", "heatmaps", "interventions",
+        "metrics", "adaptation", "report",
         "interop", "demo_words", "demo_adaptation", "demo_hierarchy", "demo_pairs", "demo", "evaluate", "cli"]  # fmt: skip
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict}
+EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": list}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 LITERALS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "FLOAT", "BINFLOAT", "BINUNICODE",
-            "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8",
+            "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8",
             "SHORT_BINSTRING", "BINSTRING")  # fmt: skip
-KEYS = (str, int, float, bool, bytes, type(None))  # a tuple as key could take ages to hash
+NAME_AT_MOST = 200  # characters of a class, function or dotted name; they are copied and compared many times
+BITS_AT_MOST = 128  # of an integer; seeds are the largest that anyone writes, and longer ones are slow to print
+LEVELS_AT_MOST = 50  # of nested containers
 _MARK = object()
 
 
@@ -34,7 +37,7 @@ class Inert:
 
     Attributes:
         name: dotted name of the class or function.
-        args: arguments, as a tuple.
+        args: arguments, as a tuple; like all that a pickle holds, they may be nested without end.
         state: attributes that an object would have had, by name.
         items: what was to be put into it, for sub-classes of dict.
     """
@@ -48,7 +51,7 @@ class Inert:
         return f"<{self.name}>"  # arguments may refer to each other without end
 
 
-def parse(data: bytes, stored: Callable[[Any], Any], build: Callable[[Inert], Any], n_at_most: int = 2_000_000) -> Any:
+def parse(data: bytes, stored: Callable[[Any], Any], build: Callable[[Inert], Any], n_at_most: int = 1_000_000) -> Any:
     """The value of a pickle, in which every call is an `Inert` that `build` may replace.
 
     Args:
@@ -58,10 +61,13 @@ def parse(data: bytes, stored: Callable[[Any], Any], build: Callable[[Inert], An
         n_at_most: operations that are followed.
 
     Returns:
-        Dictionaries, lists, tuples, plain values, `Global`s and whatever `stored` and `build` gave.
+        Dictionaries, lists, tuples, plain values, `Global`s and whatever `stored` and `build` gave; sets are lists, and keys
+        that are neither text nor small integers are their text. A value may hold itself, or be nested so that going through
+        it takes for ever: go through it with `leaves`.
 
     Raises:
-        PickleError: for a pickle that ends early, uses operations that no weight file needs, or is too long.
+        PickleError: for a pickle that ends early, uses operations that no weight file needs, or is too long. Time and memory
+            grow with the length of the pickle, whatever it says.
 
     Example:
         >>> import pickle, os
@@ -106,14 +112,16 @@ class _Machine:
 
     def step(self, name: str, argument: Any) -> None:
         if name in LITERALS:
+            if type(argument) is int and argument.bit_length() > BITS_AT_MOST:
+                raise PickleError(f"it holds an integer of {argument.bit_length():,} bits")
             self.stack.append(argument)
         elif name in CONSTANTS:
             self.stack.append(CONSTANTS[name])
         elif name in EMPTY:
             self.stack.append(EMPTY[name]())
-        elif name in ("PROTO", "FRAME"):
-            pass
-        else:
+        elif name in TUPLES:
+            self.stack.append(self._last(TUPLES[name]))
+        elif name not in ("PROTO", "FRAME"):
             method = getattr(self, f"_{name.lower()}", None)
             if method is None:
                 raise PickleError(f"it uses the operation {name}, which weights have no need of")
@@ -124,7 +132,7 @@ class _Machine:
         while at >= 0 and self.stack[at] is not _MARK:
             at -= 1
         if at < 0:
-            raise PickleError("a mark is missing")
+            raise IndexError
         values = self.stack[at + 1 :]
         del self.stack[at:]
         return values
@@ -137,6 +145,9 @@ class _Machine:
 
     def _pop(self, _) -> None:
         self.stack.pop()
+
+    def _pop_mark(self, _) -> None:
+        self._marked()
 
     def _put(self, at: int) -> None:
         self.memo[at] = self.stack[-1]
@@ -157,21 +168,14 @@ class _Machine:
     def _last(self, n: int) -> tuple:
         values = tuple(self.stack[-n:])
         if len(values) < n:
-            raise PickleError("its stack is too short")
+            raise IndexError
         del self.stack[-n:]
         return values
 
-    def _tuple1(self, _) -> None:
-        self.stack.append(self._last(1))
-
-    def _tuple2(self, _) -> None:
-        self.stack.append(self._last(2))
-
-    def _tuple3(self, _) -> None:
-        self.stack.append(self._last(3))
-
     def _list(self, _) -> None:
         self.stack.append(self._marked())
+
+    _frozenset = _list
 
     def _dict(self, _) -> None:
         values = self._marked()
@@ -179,42 +183,45 @@ class _Machine:
         self._set(values)
 
     def _append(self, _) -> None:
-        (value,) = self._last(1)
-        self._list_below().append(value)
+        self._extend(self._last(1))
 
     def _appends(self, _) -> None:
-        values = self._marked()
-        self._list_below().extend(values)
+        self._extend(self._marked())
 
-    def _list_below(self) -> list:
+    _additems = _appends
+
+    def _extend(self, values: Sequence[Any]) -> None:
         if not isinstance(self.stack[-1], list):
             raise PickleError("it appends to something that is no list")
-        return self.stack[-1]
+        self.stack[-1].extend(values)
 
     def _setitem(self, _) -> None:
-        self._set(list(self._last(2)))
+        self._set(self._last(2))
 
     def _setitems(self, _) -> None:
         self._set(self._marked())
 
-    def _set(self, values: list[Any]) -> None:
+    def _set(self, values: Sequence[Any]) -> None:
         target = self.stack[-1]
         into = target.items if isinstance(target, Inert) else target
         if not isinstance(into, dict) or len(values) % 2:
             raise PickleError("it sets items of something that is no dictionary")
         for key, value in zip(values[::2], values[1::2]):
-            if not isinstance(key, KEYS):
-                key = repr(type(key))
-            into[key] = value
+            into[_key(key)] = value
 
     def _global(self, argument: str) -> None:
-        self.stack.append(Global(argument.replace(" ", ".")))
+        self._mention(argument.replace(" ", "."))
 
     def _stack_global(self, _) -> None:
         module, name = self._last(2)
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleError("a global has no name")
-        self.stack.append(Global(f"{module}.{name}"))
+        self._mention(f"{module}.{name}")
+
+    def _mention(self, name: str) -> None:
+        if len(name) > NAME_AT_MOST:
+            raise PickleError(f"it names a class with {len(name):,} characters")
+        self.stack.append(Global(name))
 
     def _reduce(self, _) -> None:
         function, args = self._last(2)
@@ -235,13 +242,22 @@ class _Machine:
         (state,) = self._last(1)
         target = self.stack[-1]
         if isinstance(target, Inert):
-            for part in state if isinstance(state, tuple) else (state,):  # (attributes, slots)
-                if isinstance(part, dict):
-                    target.state.update(part)
+            parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # (attributes, slots)
+            found = [part for part in parts if isinstance(part, dict) and part]
+            if len(found) > 1:
+                raise PickleError("an object has both attributes and slots")
+            target.state = found[0] if found else {}  # not copied: the same one can be set a million times
 
     def _binpersid(self, _) -> None:
         (name,) = self._last(1)
         self.stack.append(self.stored(name))
+
+
+def _key(key: Any) -> Hashable:
+    """A key whose hash cannot be chosen so that a dictionary takes ages, as that of a tuple or of a large number can."""
+    if key is None or isinstance(key, (str, bytes)) or (isinstance(key, int) and abs(key) < 2**16):
+        return key
+    return repr(key) if isinstance(key, (int, float)) else f"<{type(key).__name__}>"
 
 
 def leaves(value: Any, name: str = "", n_at_most: int = 200_000) -> Iterator[tuple[str, Any]]:
@@ -250,22 +266,32 @@ def leaves(value: Any, name: str = "", n_at_most: int = 200_000) -> Iterator[tup
     A value that stands in several places comes once for each, so that a small pickle can have very many.
 
     Raises:
-        PickleError: for more than `n_at_most` values, or more than 50 levels.
+        PickleError: for more than `n_at_most` values, more than 50 levels, or names of more than 200 characters.
+
+    Example:
+        >>> list(leaves({"encoder": {"bias": 1}, "sizes": [2, 3]}))
+        [('encoder.bias', 1), ('sizes.0', 2), ('sizes.1', 3)]
     """
     todo, n = [(name, value, 0)], 0
     while todo:
         name, value, depth = todo.pop()
         parts = _parts(value)
-        n += 1
-        if n > n_at_most or depth > 50:
-            raise PickleError(f"it holds more than {n_at_most:,} values or 50 levels")
         if parts is None:
             yield name, value
-        else:
-            todo += [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in reversed(parts)]
+            continue
+        n += 1 + len(parts)
+        if n > n_at_most or depth > LEVELS_AT_MOST:
+            raise PickleError(f"it holds more than {n_at_most:,} values or {LEVELS_AT_MOST} levels")
+        todo += [(_dotted(name, key), part, depth + 1) for key, part in reversed(parts)]
 
 
-def _parts(value: Any) -> list[tuple[Hashable, Any]] | None:
+def _dotted(name: str, key: Any) -> str:
+    if isinstance(key, (str, bytes)) and len(key) + len(name) > NAME_AT_MOST:
+        raise PickleError(f"it has a name of {len(key) + len(name):,} characters")
+    return f"{name}.{key}" if name else str(key)
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, (list, tuple)):
