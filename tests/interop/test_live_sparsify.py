@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.interop.make_fixtures import inputs
-from tests.interop.peers.sparsify import D, N, codes_and_reconstruction, coder, library
+from tests.interop.peers.sparsify import D, N, coder, codes_and_reconstruction, library
 from vlsae.dictionaries import DICTIONARIES
 from vlsae.interop.dialects.sparsify import Sparsify
 from vlsae.interop.load import load_dictionary

@@ -190,8 +190,11 @@ def test_tensors_that_are_not_expected(tmp_path):
     line, _ = (FIXTURES / "schema5_relu" / "sae.pt").read_bytes().split(b"\n", 1)
     source = Source(FIXTURES / "schema5_relu")
     state = {name: source.tensor(name) for name in source.shapes}
-    for extra, message in (({"gate": torch.ones(3)}, "also holds gate"), ({"b_enc": torch.ones(5)}, r"b_enc has shape \(5,\); expected \(32,\)"),
-                           ({"W_enc": torch.ones(3)}, r"W_enc has shape \(3,\)")):  # fmt: skip
+    for extra, message in (
+        ({"gate": torch.ones(3)}, "also holds gate"),
+        ({"b_enc": torch.ones(5)}, r"b_enc has shape \(5,\); expected \(32,\)"),
+        ({"W_enc": torch.ones(3)}, r"W_enc has shape \(3,\)"),
+    ):
         torch.save(state | extra, tmp_path / "weights")
         (tmp_path / "sae.pt").write_bytes(line + b"\n" + (tmp_path / "weights").read_bytes())
         with pytest.raises(DialectError, match=message):

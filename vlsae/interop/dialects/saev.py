@@ -125,7 +125,7 @@ def _header(source: Source) -> Header:
         inner = cfg.get("activation")
         inner = inner if isinstance(inner, dict) else {}
         found, params = inner.get("cls"), inner.get("params")
-    if found not in FAMILIES:
+    if not isinstance(found, str) or found not in FAMILIES:
         reason = "; it chooses among a whole batch by size, which no family computes" if found == "AbsBatchTopK" else ""
         raise DialectError(
             f"{source.weights} names the activation {str(found)[:60]!r}; expected Relu, TopK or BatchTopK{reason}."
