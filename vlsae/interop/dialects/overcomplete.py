@@ -20,6 +20,7 @@ from vlsae.interop.overcomplete_layers import (
     archetypal,
     atoms,
     encoder,
+    is_archetypal,
     log_scale,
     raw_weights,
     span_positively,
@@ -58,7 +59,7 @@ class Overcomplete(Dialect):
 
 def _prefixes(source: Source) -> list[str]:
     """Where in the file a model of this library begins, for each that it holds."""
-    held = names(source)
+    held = {name for name, own in names(source).items() if own in source.shapes}
     ends = {"dictionary._weights": (), "dictionary.W": ("dictionary.C", "dictionary.Relax"),
             "dictionary.dictionary": ("encoder.0.weight", "encoder.1.running_mean")}  # fmt: skip
     found = []
@@ -90,9 +91,13 @@ class _Reading:
         self.config = config if config.get("library") == LIBRARY else {}
         self.arguments = found if isinstance(found := self.config.get("arguments"), dict) else {}
         self.their_class = module.kind() or self.config.get("class")
-        self.layers = [layer for layer in (LAYER, TIED) if any(module.has(f"{layer}.{end}") for end in (*PLAIN, "W"))]
-        self.plain = {layer: raw_weights(module, layer) for layer in self.layers if not module.has(f"{layer}.W")}
-        shape = module.shapes["dictionary.Relax"] if module.has("dictionary.W") else self.plain[LAYER].shape
+        self.archetypes = [layer for layer in (LAYER, TIED) if is_archetypal(module, layer)]
+        self.plain = {
+            layer: raw_weights(module, layer)
+            for layer in (LAYER, TIED)
+            if layer not in self.archetypes and any(module.has(f"{layer}.{end}") for end in PLAIN)
+        }
+        shape = module.shapes["dictionary.Relax"] if LAYER in self.archetypes else self.plain[LAYER].shape
         if len(shape) != 2:
             raise DialectError(f"{self.where}: dictionary.Relax has shape {list(shape)}; expected [n_latents, d].")
         self.n, self.d = shape
@@ -181,9 +186,10 @@ class _Reading:
                 found, f"how its dictionary layer normalises atoms, whose norms are {norms.min():.3g} to {norms.max():.3g} as "
                 "they stand", "l2 (the library's default), max_l2, l1, max_l1 or identity", user_wins=said is None,
             )  # fmt: skip
-        archetypes = [layer for layer in self.layers if layer not in self.plain]
-        if archetypes:
-            said = self.module.value(f"{archetypes[0]}.delta") if self.module.kind() else self.arguments.get("delta")
+        if self.archetypes:
+            said = (
+                self.module.value(f"{self.archetypes[0]}.delta") if self.module.kind() else self.arguments.get("delta")
+            )
             facts["delta"] = Fact(said, "the bound of the relaxations' norms", "a number, 0 or more; 1 is its default")
         return facts
 
@@ -233,7 +239,7 @@ class _Reading:
 
     def _linear(self, family: str) -> Dictionary:
         """A model that chooses among the outputs of its encoder."""
-        tied = self._atoms(TIED) if TIED in self.layers else None
+        tied = self._atoms(TIED) if TIED in (*self.plain, *self.archetypes) else None
         if tied is not None:
             self.notes.append("Its encoder was tied to the dictionary; here they are weights of their own.")
         W, b = encoder(self.module, tied)
@@ -247,7 +253,7 @@ class _Reading:
             tensors["threshold"] = _at_least(self.module.tensor("thresholds").exp())
             bandwidth = self._said("bandwidth") or self._said("bandwith")
             settings |= {"bandwidth": bandwidth} if _is_number(bandwidth) and bandwidth > 0 else {}
-        if family == "topk" and self.module.has("dictionary.W"):
+        if family == "topk" and LAYER in self.archetypes:
             family, size = "archetypal", "relaxation"
             mixture, relaxation, points = archetypal(self.module, LAYER, self.told.delta)
             del tensors["W_dec"]
