@@ -183,11 +183,7 @@ class _Reading:
 
     def _check(self, family: str) -> None:
         """Refuse what a pickled model says and a state dict cannot, and answers that cannot be."""
-        last, how, delta = (
-            self.module.kind("encoder.final_activation"),
-            self._told("normalization"),
-            self._told("delta"),
-        )
+        last, how = self.module.kind("encoder.final_activation"), self._told("normalization")
         n = self._said("nb_concepts") or self._said("n_components")
         if n not in (None, self.n):
             raise DialectError(f"{self.where} says {n} concepts and has a dictionary of {self.n:,}; save it again.")
