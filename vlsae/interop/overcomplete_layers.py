@@ -30,6 +30,11 @@ def normalised(weights: Tensor, how: str) -> Tensor:
     return weights / (norms.amax() if how.startswith("max") else norms + EPSILON)
 
 
+def is_archetypal(module: SavedModule, layer: str) -> bool:
+    """Whether a dictionary layer makes its atoms of points."""
+    return module.has(*(f"{layer}.{name}" for name in ("W", "Relax", "C")))
+
+
 def archetypal(module: SavedModule, layer: str, delta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mixture `[n, n_candidates]`, relaxation `[n, d]` and candidates `[n_candidates, d]` as the next forward pass has them.
 
@@ -55,7 +60,7 @@ def log_scale(module: SavedModule, layer: str) -> Tensor:
 
 def atoms(module: SavedModule, layer: str, normalization: str | None, delta: float | None) -> Tensor:
     """The dictionary `[n, d]` that a dictionary layer decodes with."""
-    if module.has(f"{layer}.W"):
+    if is_archetypal(module, layer):
         mixture, relaxation, points = archetypal(module, layer, delta)
         rows = mixture @ points + relaxation
     else:

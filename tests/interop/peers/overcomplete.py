@@ -87,7 +87,9 @@ def make(root: Path) -> None:
     save(root, "topk", seeded(sae.TopKSAE, top_k=K), "topk", sae.TopKSAE(D, N, top_k=K),
          wrap=lambda state: {"epoch": 3, "loss": 0.25, "model": state}, family="topk", k=K)  # fmt: skip
     save(root, "topk-pickle", seeded(sae.TopKSAE, top_k=K).eval(), "topk")
-    save(root, "topk-max-l2-pickle", seeded(sae.TopKSAE, top_k=K, dictionary_params={"normalization": "max_l2"}), "topk")
+    save(
+        root, "topk-max-l2-pickle", seeded(sae.TopKSAE, top_k=K, dictionary_params={"normalization": "max_l2"}), "topk"
+    )
     norm = {"encoder_module": "mlp_bn_1"}
     save(root, "topk-batch-norm", seeded(sae.TopKSAE, top_k=K, **norm), "topk", sae.TopKSAE(D, N, top_k=K, **norm),
          family="topk", k=K)  # fmt: skip

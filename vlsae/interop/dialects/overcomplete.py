@@ -10,20 +10,12 @@ import torch
 from torch import Tensor
 
 from vlsae.dictionaries.base import Dictionary
+from vlsae.interop import overcomplete_layers as layers
 from vlsae.interop.answers import Answers, Fact, model, site
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.dialects.usae import is_universal
 from vlsae.interop.modules import SavedModule, names
 from vlsae.interop.overcomplete_export import LIBRARY, write
-from vlsae.interop.overcomplete_layers import (
-    NORMALIZATIONS,
-    archetypal,
-    atoms,
-    encoder,
-    log_scale,
-    raw_weights,
-    span_positively,
-)  # fmt: skip
 from vlsae.interop.source import Source
 from vlsae.interop.weights import build
 
@@ -58,7 +50,7 @@ class Overcomplete(Dialect):
 
 def _prefixes(source: Source) -> list[str]:
     """Where in the file a model of this library begins, for each that it holds."""
-    held = names(source)
+    held = [name for name, own in names(source).items() if own in source.shapes]
     ends = {"dictionary._weights": (), "dictionary.W": ("dictionary.C", "dictionary.Relax"),
             "dictionary.dictionary": ("encoder.0.weight", "encoder.1.running_mean")}  # fmt: skip
     found = []
@@ -89,10 +81,15 @@ class _Reading:
         config = module.source.config
         self.config = config if config.get("library") == LIBRARY else {}
         self.arguments = found if isinstance(found := self.config.get("arguments"), dict) else {}
+        self.pickled = module.kind() is not None
         self.their_class = module.kind() or self.config.get("class")
-        self.layers = [layer for layer in (LAYER, TIED) if any(module.has(f"{layer}.{end}") for end in (*PLAIN, "W"))]
-        self.plain = {layer: raw_weights(module, layer) for layer in self.layers if not module.has(f"{layer}.W")}
-        shape = module.shapes["dictionary.Relax"] if module.has("dictionary.W") else self.plain[LAYER].shape
+        self.archetypes = [layer for layer in (LAYER, TIED) if layers.is_archetypal(module, layer)]
+        self.plain = {
+            layer: layers.raw_weights(module, layer)
+            for layer in (LAYER, TIED)
+            if layer not in self.archetypes and any(module.has(f"{layer}.{end}") for end in PLAIN)
+        }
+        shape = module.shapes["dictionary.Relax"] if LAYER in self.archetypes else self.plain[LAYER].shape
         if len(shape) != 2:
             raise DialectError(f"{self.where}: dictionary.Relax has shape {list(shape)}; expected [n_latents, d].")
         self.n, self.d = shape
@@ -118,7 +115,7 @@ class _Reading:
 
     def _said(self, name: str) -> Any:
         """An attribute of a pickled model, or an argument of a class that we wrote down."""
-        return self.module.value(name) if self.module.kind() else self.arguments.get(name)
+        return self.module.value(name) if self.pickled else self.arguments.get(name)
 
     def _facts(self) -> tuple[str, dict[str, Fact]]:
         """The family, and all that has to be known; both kinds of k and a threshold where the family is still asked for."""
@@ -140,10 +137,8 @@ class _Reading:
                               f"its own top_k ({self._said('top_k')}) counts over a whole batch, so divide by the batch's "
                               "size", f"1 to {self.n:,}")  # fmt: skip
         if family in (None, "batch_topk") and possible is WITH_ENCODER:
-            held = (
-                self.module.value("running_threshold") if self.module.kind() else self.config.get("running_threshold")
-            )
-            facts["threshold"] = Fact(held, "running_threshold of a BatchTopKSAE, which a state dict does not hold",
+            said = (self.module.value if self.pickled else self.config.get)("running_threshold")
+            facts["threshold"] = Fact(said, "running_threshold of a BatchTopKSAE, which a state dict does not hold",
                                       "a number; leave it out for other families", needed=family is not None)  # fmt: skip
         return family, facts | self._layer_facts()
 
@@ -181,30 +176,27 @@ class _Reading:
                 found, f"how its dictionary layer normalises atoms, whose norms are {norms.min():.3g} to {norms.max():.3g} as "
                 "they stand", "l2 (the library's default), max_l2, l1, max_l1 or identity", user_wins=said is None,
             )  # fmt: skip
-        archetypes = [layer for layer in self.layers if layer not in self.plain]
-        if archetypes:
-            said = self.module.value(f"{archetypes[0]}.delta") if self.module.kind() else self.arguments.get("delta")
+        if self.archetypes:
+            said = self.module.value(f"{self.archetypes[0]}.delta") if self.pickled else self.arguments.get("delta")
             facts["delta"] = Fact(said, "the bound of the relaxations' norms", "a number, 0 or more; 1 is its default")
         return facts
 
     def _check(self, family: str) -> None:
         """Refuse what a pickled model says and a state dict cannot, and answers that cannot be."""
-        last, how, delta = (
-            self.module.kind("encoder.final_activation"),
-            self._told("normalization"),
-            self._told("delta"),
-        )
-        concepts = self._said("nb_concepts") or self._said("n_components")
-        if concepts not in (None, self.n):
-            raise DialectError(
-                f"{self.where} says {concepts} concepts and has a dictionary of {self.n:,}; save it again."
-            )
+        last, how = self.module.kind("encoder.final_activation"), self._told("normalization")
+        n = self._said("nb_concepts") or self._said("n_components")
+        if n not in (None, self.n):
+            raise DialectError(f"{self.where} says {n} concepts and has a dictionary of {self.n:,}; save it again.")
         if last not in (None, "ReLU") and family != "jumprelu":
             raise DialectError(f"{self.where}: its encoder ends in {last}; only ReLU is read.")
-        if how not in (None, *NORMALIZATIONS):
-            raise DialectError(f"{self.where}: normalization={how!r}; expected one of {', '.join(NORMALIZATIONS)}.")
-        if delta is not None and (not _is_number(delta) or delta < 0):
-            raise DialectError(f"{self.where}: delta={delta!r}; expected a number, 0 or more.")
+        if how not in (None, *layers.NORMALIZATIONS):
+            raise DialectError(
+                f"{self.where}: normalization={how!r}; expected one of {', '.join(layers.NORMALIZATIONS)}."
+            )
+        for name, expected in (("delta", "a number, 0 or more"), ("threshold", "a number")):
+            value = self._told(name)
+            if value is not None and (not _is_number(value) or (name == "delta" and value < 0)):
+                raise DialectError(f"{self.where}: {name}={value!r}; expected {expected}.")
 
     def _note_drift(self) -> None:
         """Say that atoms are normalised once more, where the file was written between a step and the next forward pass."""
@@ -216,11 +208,11 @@ class _Reading:
             )
 
     def _told(self, name: str) -> Any:
-        """A fact of the dictionary layers, None where it was not asked for."""
+        """A fact, None where it was not asked for."""
         return getattr(self.told, name, None)
 
     def _atoms(self, layer: str) -> Tensor:
-        rows = atoms(self.module, layer, self._told("normalization"), self._told("delta"))
+        rows = layers.atoms(self.module, layer, self._told("normalization"), self._told("delta"))
         fused = f"{layer}._fused_dictionary"
         if self.module.value("training") is False and self.module.has(fused):
             kept = self.module.tensor(fused)
@@ -233,26 +225,26 @@ class _Reading:
 
     def _linear(self, family: str) -> Dictionary:
         """A model that chooses among the outputs of its encoder."""
-        tied = self._atoms(TIED) if TIED in self.layers else None
+        tied = self._atoms(TIED) if TIED in (*self.plain, *self.archetypes) else None
         if tied is not None:
             self.notes.append("Its encoder was tied to the dictionary; here they are weights of their own.")
-        W, b = encoder(self.module, tied)
+        W, b = layers.encoder(self.module, tied)
         tensors = {"W_enc": W, "b_enc": b, "b_dec": torch.zeros(self.d), "W_dec": self._atoms(LAYER)}
         settings, size = {}, "W_dec"
         if family in ("topk", "batch_topk"):
             settings["k"] = self._k()
         if family == "batch_topk":
-            tensors["threshold"] = _at_least(self._threshold()).expand(self.n)
+            tensors["threshold"] = _at_least(torch.tensor(float(self.told.threshold))).expand(self.n)
         if family == "jumprelu":
             tensors["threshold"] = _at_least(self.module.tensor("thresholds").exp())
             bandwidth = self._said("bandwidth") or self._said("bandwith")
             settings |= {"bandwidth": bandwidth} if _is_number(bandwidth) and bandwidth > 0 else {}
-        if family == "topk" and self.module.has("dictionary.W"):
+        if family == "topk" and LAYER in self.archetypes:
             family, size = "archetypal", "relaxation"
-            mixture, relaxation, points = archetypal(self.module, LAYER, self.told.delta)
+            mixture, relaxation, points = layers.archetypal(self.module, LAYER, self.told.delta)
             del tensors["W_dec"]
             tensors |= {"mixture": mixture, "relaxation": relaxation, "candidates": points}
-            tensors["log_scale"] = log_scale(self.module, LAYER)
+            tensors["log_scale"] = layers.log_scale(self.module, LAYER)
             settings |= {"candidates": len(points), "delta": float(self.told.delta)}
         return build(self.module.source, family, {name: t.float() for name, t in tensors.items()}, settings, like=size)
 
@@ -270,7 +262,7 @@ class _Reading:
                 f"{self.where}: its atoms have norms from {norms.min():.3g} to {norms.max():.3g}; pursuit is only read with "
                 "atoms of norm 1 (normalization l2 without a multiplier)."
             )
-        if family != "omp" and not span_positively(rows):
+        if family != "omp" and not layers.span_positively(rows):
             raise DialectError(
                 f"{self.where}: there are inputs on which all its atoms have negative correlations, and its MpSAE then takes "
                 "the least negative one, which no family here does. More atoms in more directions exclude that."
@@ -283,11 +275,6 @@ class _Reading:
         if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.n:
             raise DialectError(f"{self.where}: k={k!r}; expected a whole number from 1 to {self.n:,}, its latents.")
         return k
-
-    def _threshold(self) -> Tensor:
-        if not _is_number(self.told.threshold):
-            raise DialectError(f"{self.where}: threshold={self.told.threshold!r}; expected a number.")
-        return torch.tensor(float(self.told.threshold))
 
 
 def _at_least(threshold: Tensor) -> Tensor:

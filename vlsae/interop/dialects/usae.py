@@ -47,7 +47,7 @@ class UniversalSAE(Dialect):
         if not is_universal(source):
             raise DialectError(
                 f"{source.weights} is no checkpoint of a Universal SAE: a dictionary of {', '.join(sorted(KEYS))} whose "
-                "encoder is one linear layer with a batch norm; where it was made with overcomplete, say dialect='overcomplete'."
+                "encoder is one linear layer with a batch norm; if overcomplete made it, say dialect='overcomplete'."
             )
         module = SavedModule(source, "model_state_dict.")
         W_dec = atoms(module, "dictionary", "l2", None)
