@@ -22,7 +22,9 @@ POSITIVE = ("running_var", "gain", "threshold")
 @torch.no_grad()
 def filled(family: str, transform: str = "none", seed: int = 0, **options) -> Dictionary:
     """A dictionary whose every weight is drawn, behind a transform that was fitted to `inputs`."""
-    dictionary = DICTIONARIES.get(family)(D, D if family == "projection" else N, **{**OPTIONS.get(family, {}), **options})
+    dictionary = DICTIONARIES.get(family)(
+        D, D if family == "projection" else N, **{**OPTIONS.get(family, {}), **options}
+    )
     generator = torch.Generator().manual_seed(seed)
     for name, value in dictionary.state_dict().items():
         drawn = torch.randn(value.shape, generator=generator)

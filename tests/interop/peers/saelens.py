@@ -140,7 +140,9 @@ def _in_training(root: Path, keep) -> None:
         small("gated", training=True, normalize_activations="covariance_whitening",
               apply_b_dec_to_input=subtracts).save_model(folder)  # fmt: skip
         mean, matrix, inverse = scaler(folder, whitens=True)
-        keep(folder, finished(folder, scratch, lambda sae: sae.fold_activation_whitening(mean, matrix, inverse)), "gated")
+        keep(
+            folder, finished(folder, scratch, lambda sae: sae.fold_activation_whitening(mean, matrix, inverse)), "gated"
+        )
     for path in scratch.iterdir():
         path.unlink()
     scratch.rmdir()
@@ -163,7 +165,11 @@ def _old(root: Path, keep) -> None:
     old = {"model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre", "hook_point_layer": 8, "dtype": "torch.float32",
            "l1_coefficient": 8e-5, "context_size": 128, "d_in": D, "d_sae": N, "normalize_activations": "none",
            "finetuning_scaling_factor": False}  # fmt: skip
-    llava = {"model_name": "llava-hf/llava-v1.6-mistral-7b-hf", "hook_name": "blocks.16.hook_resid_post", "hook_layer": 16}
+    llava = {
+        "model_name": "llava-hf/llava-v1.6-mistral-7b-hf",
+        "hook_name": "blocks.16.hook_resid_post",
+        "hook_layer": 16,
+    }
     cases = {
         "old_topk": ("topk", {**old, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}),
         "old_scaling_factor": ("standard", old),
@@ -177,7 +183,9 @@ def _old(root: Path, keep) -> None:
         if name == "old_scaling_factor":
             weights = folder / "sae_weights.safetensors"
             save_file({**load_file(weights), "scaling_factor": torch.ones(N)}, weights)
-        keep(folder, reopened(folder), FAMILIES[architecture], {**UNKNOWN, **({"scale": 1.0} if name == "sae_v" else {})})
+        keep(
+            folder, reopened(folder), FAMILIES[architecture], {**UNKNOWN, **({"scale": 1.0} if name == "sae_v" else {})}
+        )
     folder = fresh(root, "old_jumprelu_training")
     small("jumprelu", training=True).save_model(folder)
     weights = load_file(folder / "sae_weights.safetensors")
