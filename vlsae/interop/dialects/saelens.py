@@ -222,7 +222,9 @@ def _as_ours(config: SaelensConfig, tensors: dict[str, Tensor], scale: float, no
             made["b_mag"] = made["b_mag"] + made["r_mag"].double().exp() * read
     if tuned is not None and not torch.allclose(tuned, torch.ones_like(tuned)):
         if not config.truth("finetuning_scaling_factor", False):
-            config.wrong("finetuning_scaling_factor", False, "true, since the weights have such factors and they are not 1")
+            config.wrong(
+                "finetuning_scaling_factor", False, "true, since the weights have such factors and they are not 1"
+            )
         made["W_dec"] = made["W_dec"] * tuned.double()[:, None]
     return made
 
