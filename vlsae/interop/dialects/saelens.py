@@ -205,10 +205,8 @@ def _as_ours(config: SaelensConfig, tensors: dict[str, Tensor], scale: float, no
     if rescales:
         made = codes_times(made, made["W_dec"].double().norm(dim=1).clamp_min(1e-8))
     if "topk_threshold" in made:
-        threshold = made.pop("topk_threshold").double() / (
-            scale if rescales else 1.0
-        )  # norms are those after the scale
-        made["threshold"] = threshold.expand(made["b_enc"].shape)
+        unit = scale if rescales else 1.0  # the norms in its units have changed with the scale
+        made["threshold"] = (made.pop("topk_threshold").double() / unit).expand(made["b_enc"].shape)
         if not made["threshold"][0] > 0:
             notes.append("Its threshold is 0, as before training; it works as a ReLU dictionary.")
     if "threshold" in made and (made["threshold"] < 0).any():
