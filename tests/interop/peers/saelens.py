@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def reopened(folder: Path, **kwargs):
     return SAE.load_from_disk(folder, **kwargs).eval()
 
 
-def finished(folder: Path, scratch: Path, fold=lambda sae: None):
+def finished(folder: Path, fold=lambda sae: None):
     """What SAELens itself makes of a checkpoint in training."""
     from sae_lens import TrainingSAE
 
@@ -85,8 +86,9 @@ def finished(folder: Path, scratch: Path, fold=lambda sae: None):
         warnings.simplefilter("ignore")
         sae = TrainingSAE.load_from_disk(folder)
     fold(sae)
-    sae.save_inference_model(scratch)
-    return reopened(scratch)
+    with tempfile.TemporaryDirectory() as scratch:
+        sae.save_inference_model(scratch)
+        return reopened(scratch)
 
 
 def make(root: Path) -> None:
@@ -121,11 +123,10 @@ def make(root: Path) -> None:
 
 
 def _in_training(root: Path, keep) -> None:
-    scratch = fresh(root, "scratch")
     for architecture in ("topk", "batchtopk", "matryoshka_batchtopk"):
         folder = fresh(root, f"{architecture}_training")
         small(architecture, training=True).save_model(folder)
-        keep(folder, finished(folder, scratch), FAMILIES[architecture])
+        keep(folder, finished(folder), FAMILIES[architecture])
     folder = fresh(root, "matryoshka_finished")
     small("matryoshka_batchtopk", training=True).save_inference_model(folder)
     keep(folder, reopened(folder), "nested_dictionary")
@@ -134,16 +135,13 @@ def _in_training(root: Path, keep) -> None:
         folder = fresh(root, name)
         small("batchtopk", training=True, normalize_activations="expected_average_only_in", **fields).save_model(folder)
         scaler(folder, factor=0.7)
-        keep(folder, finished(folder, scratch, lambda sae: sae.fold_activation_norm_scaling_factor(0.7)), "batch_topk")
+        keep(folder, finished(folder, lambda sae: sae.fold_activation_norm_scaling_factor(0.7)), "batch_topk")
     for name, subtracts in (("gated_whitened", True), ("gated_whitened_raw", False)):
         folder = fresh(root, name)
         small("gated", training=True, normalize_activations="covariance_whitening",
               apply_b_dec_to_input=subtracts).save_model(folder)  # fmt: skip
-        mean, matrix, inverse = scaler(folder, whitens=True)
-        keep(folder, finished(folder, scratch, lambda sae: sae.fold_activation_whitening(mean, matrix, inverse)), "gated")
-    for path in scratch.iterdir():
-        path.unlink()
-    scratch.rmdir()
+        parts = scaler(folder, whitens=True)
+        keep(folder, finished(folder, lambda sae, parts=parts: sae.fold_activation_whitening(*parts)), "gated")
 
 
 def scaler(folder: Path, factor: float | None = None, whitens: bool = False):
@@ -163,7 +161,11 @@ def _old(root: Path, keep) -> None:
     old = {"model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre", "hook_point_layer": 8, "dtype": "torch.float32",
            "l1_coefficient": 8e-5, "context_size": 128, "d_in": D, "d_sae": N, "normalize_activations": "none",
            "finetuning_scaling_factor": False}  # fmt: skip
-    llava = {"model_name": "llava-hf/llava-v1.6-mistral-7b-hf", "hook_name": "blocks.16.hook_resid_post", "hook_layer": 16}
+    llava = {
+        "model_name": "llava-hf/llava-v1.6-mistral-7b-hf",
+        "hook_name": "blocks.16.hook_resid_post",
+        "hook_layer": 16,
+    }
     cases = {
         "old_topk": ("topk", {**old, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}),
         "old_scaling_factor": ("standard", old),
@@ -177,17 +179,15 @@ def _old(root: Path, keep) -> None:
         if name == "old_scaling_factor":
             weights = folder / "sae_weights.safetensors"
             save_file({**load_file(weights), "scaling_factor": torch.ones(N)}, weights)
-        keep(folder, reopened(folder), FAMILIES[architecture], {**UNKNOWN, **({"scale": 1.0} if name == "sae_v" else {})})
+        keep(
+            folder, reopened(folder), FAMILIES[architecture], {**UNKNOWN, **({"scale": 1.0} if name == "sae_v" else {})}
+        )
     folder = fresh(root, "old_jumprelu_training")
     small("jumprelu", training=True).save_model(folder)
     weights = load_file(folder / "sae_weights.safetensors")
     weights["log_threshold"] = weights.pop("threshold").log()
     save_file(weights, folder / "sae_weights.safetensors")
-    scratch = fresh(root, "scratch")
-    keep(folder, finished(folder, scratch), "jumprelu")
-    for path in scratch.iterdir():
-        path.unlink()
-    scratch.rmdir()
+    keep(folder, finished(folder), "jumprelu")
 
 
 def _gemma(root: Path, keep) -> None:
