@@ -85,7 +85,8 @@ def _kind(source: Source, config: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """Which module it is, from its tensors, and where these are."""
     prefix = "state_dict." if "state_dict.W_enc" in source.shapes else ""
     held = {name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)}
-    if "W_skip" in held or config.get("transcoder_with_skip_connection") is True is config.get("is_transcoder"):
+    skips = all(config.get(name) is True for name in ("is_transcoder", "transcoder_with_skip_connection"))
+    if skips or "W_skip" in held:
         raise DialectError(
             f"{source.weights} is a transcoder with a skip connection, which adds its input times a matrix to its output; "
             "no family of ours does."
