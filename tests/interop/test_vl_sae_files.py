@@ -84,7 +84,9 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, name, shape):
 def test_a_linear_encoder_that_does_not_fit_its_decoder_is_named(tmp_path):
     state = dict(torch.load(FIXTURES / "sae_v" / "sae_v.pth"))
     torch.save({**state, "decoder.0.bias": torch.zeros(5)}, tmp_path / "a.pth")
-    with pytest.raises(DialectError, match=r"encoder.weight is \(32, 8\); with biases of 32 latents and width 5"):
+    with pytest.raises(
+        DialectError, match=r"encoder.weight has shape \(32, 8\); with biases of shape \(32,\) and \(5,\)"
+    ):
         load_dictionary(tmp_path, k=6, **UNKNOWN)
 
 
