@@ -181,17 +181,25 @@ def _threshold(source: Source, threshold: Any, n: int) -> Tensor:
 
 def _transform(source: Source, d: int) -> InputTransform:
     """`(x - mean_center) scaling_factor` with the stored numbers, which do not give the norm that they are meant to."""
-    scale = source.number("scaling_factor")
-    mean = source.tensor("mean_center") if source.has("mean_center") else torch.tensor(source.number("mean_center"))
-    if mean.shape not in ((), (d,)) or not 0 < scale < float("inf"):
+    scale = _number(source, "scaling_factor")
+    stored = source.has("mean_center")
+    mean = source.tensor("mean_center") if stored else torch.tensor(_number(source, "mean_center"))
+    if mean.shape not in ((), (d,)) or not scale > 0:
         raise DialectError(
-            f"{source.weights}: mean_center has shape {tuple(mean.shape)} and scaling_factor is {scale}; expected ({d},) and a "
-            "positive number."
+            f"{source.weights}: mean_center has shape {tuple(mean.shape)} and scaling_factor is {scale}; expected ({d},), or "
+            "one number, and a positive number."
         )
     transform = InputTransform(d, "centre_sqrt_d")
     transform.mean.copy_(mean.expand(d))
     transform.scale.fill_(scale)
     return transform
+
+
+def _number(source: Source, name: str) -> float:
+    value = source.number(name)
+    if not abs(value) < torch.finfo(torch.float32).max:  # a pickle's whole numbers have no bound
+        raise DialectError(f"{source.weights}: {name} is too large for a number of single precision.")
+    return float(value)
 
 
 def _training(source: Source, named: dict[str, str]) -> dict[str, Any]:

@@ -53,9 +53,13 @@ class VLSAEFile(Dialect):
         if source.only(*SHARED):
             dictionary = build(source, "vl_sae", _shared(source), {"k": told.k})
         else:
-            layers = HALVES.get(told.modality) if halves else ("encoder", "decoder.0")
-            if layers is None:
-                raise DialectError(f"{source.weights}: modality={told.modality!r} is unknown; say 'image' or 'text'.")
+            layers = ("encoder", "decoder.0")
+            if halves:
+                if told.modality not in list(HALVES):  # a list, since an answer may be anything
+                    raise DialectError(
+                        f"{source.weights}: modality={told.modality!r} is unknown; say 'image' or 'text'."
+                    )
+                layers = HALVES[told.modality]
             dictionary = build(source, "topk", _linear(source, *layers), {"k": told.k})
         notes = [TIES] + ([AUXILIARY] if source.weights.name.lower().startswith(("llava", "qwen")) else [])
         dictionary.metadata = {"model": told.model, "site": told.site, "notes": notes}
@@ -112,16 +116,16 @@ def _shared(source: Source) -> dict[str, Tensor]:
 
 def _linear(source: Source, encoder: str, decoder: str) -> dict[str, Tensor]:
     """A linear encoder on raw inputs: ours takes `b_dec` off first."""
-    W_enc, b_dec = _transposed(source, f"{encoder}.weight"), source.tensor(f"{decoder}.bias")
-    b_enc = source.tensor(f"{encoder}.bias")
-    if W_enc.shape != (*b_dec.shape, *b_enc.shape):
+    weight, b_enc, b_dec = (source.shapes[name] for name in (f"{encoder}.weight", f"{encoder}.bias", f"{decoder}.bias"))
+    if not len(b_enc) == len(b_dec) == 1 or weight != b_enc + b_dec:
         raise DialectError(
-            f"{source.weights}: {encoder}.weight is {tuple(W_enc.T.shape)}; with biases of {len(b_enc)} latents and width "
-            f"{len(b_dec)} it should be {(len(b_enc), len(b_dec))}."
+            f"{source.weights}: {encoder}.weight has shape {weight}; with biases of shape {b_enc} and {b_dec} it should be "
+            f"{b_enc + b_dec}."
         )
+    W_enc, b_dec = source.tensor(f"{encoder}.weight").T, source.tensor(f"{decoder}.bias")
     return {
         "W_enc": W_enc,
-        "b_enc": bias_of_raw_input(W_enc, b_enc, b_dec),
+        "b_enc": bias_of_raw_input(W_enc, source.tensor(f"{encoder}.bias"), b_dec),
         "W_dec": _transposed(source, f"{decoder}.weight"),
         "b_dec": b_dec,
     }
