@@ -13,8 +13,9 @@ from vlsae.interop.examination.diagnosis import AS_IS, Finding, Row
 from vlsae.interop.examination.fit import Fit, fit, interval, shuffled
 from vlsae.interop.examination.roles import known
 from vlsae.interop.examination.rules import GAIN, LEAST_EV, severity_of_gain
-from vlsae.interop.examination.trials import Trial, trials
+from vlsae.interop.examination.trials import Trial, transforms, trials
 
+TIE = 0.01  # explained variance: of uses so close the one listed first, which is the more usual, is named
 Bar = Callable[[Sequence, str], Iterable]
 WAYS = {
     "site": "sites of this width", "input": "ways to give it its input", "k": "numbers of active latents",
@@ -29,7 +30,7 @@ class Comparison:
     Attributes:
         own: the site; here: the fit there, as the dictionary is.
         sites: by site, `own` among them; tried: at `own`, used otherwise; shuffled: with shuffled coordinates.
-        both: the best other site and input together, where neither alone is enough; else None.
+        both: another site and input together, where that is clearly better than either alone; else None.
         weights: bootstrap samples of images, `[B, I]`.
     """
 
@@ -63,28 +64,24 @@ def compare_uses(
         weights: bootstrap samples of images; seed: of shuffled coordinates; bar: wraps a sequence in a progress bar.
     """
     sites = {site: fit(dictionary, x) for site, x in bar(list(probes.items()), "sites")}
-    tried = _tried(dictionary, probes[own], bar, "trials")
-    best = max([known(found.ev) for found in (*sites.values(), *tried.values())])
-    both = _both(dictionary, probes, own, bar) if best < LEAST_EV and len(probes) > 1 else None
+    ways = list(trials(dictionary, probes[own].flatten(0, 1)))
+    tried = {trial: fit(dictionary, probes[own], trial.reconstruct) for trial in bar(ways, "trials")}
+    best = max(known(found.ev) for found in (*sites.values(), *tried.values()))
+    both = _both(dictionary, probes, own, bar) if known(sites[own].ev) < LEAST_EV and len(probes) > 1 else None
+    both = both if both and known(both[2].ev) >= best + GAIN else None
     return Comparison(own, sites[own], sites, tried, fit(dictionary, shuffled(probes[own], seed)), both, weights)
 
 
-def _tried(dictionary: Dictionary, x: Tensor, bar: Bar, name: str) -> dict[Trial, Fit]:
-    return {
-        trial: fit(dictionary, x, trial.reconstruct) for trial in bar(list(trials(dictionary, x.flatten(0, 1))), name)
-    }
-
-
 def _both(dictionary: Dictionary, probes: Mapping[str, Tensor], own: str, bar: Bar) -> tuple[str, Trial, Fit]:
-    """The best trial of an input at another block's output: what a file leaves open is often the site and the scaling."""
+    """The best transform at another site of the same stream: what a file leaves open is often the block and the scaling."""
     sites = [site for site in probes if site != own and site.split(".")[-1] == own.split(".")[-1]] or list(probes)
     found = [
-        (site, trial, seen)
+        (site, trial, fit(dictionary, probes[site], trial.reconstruct))
         for site in bar(sites, "sites and inputs")
-        for trial, seen in _tried(dictionary, probes[site], lambda steps, _: steps, "").items()
-        if trial.about == "input"
+        for trial in transforms(dictionary, probes[site].flatten(0, 1))
     ]
-    return max(found, key=lambda use: known(use[2].ev))
+    most = max(known(use[2].ev) for use in found)
+    return next(use for use in found if known(use[2].ev) >= most - TIE)
 
 
 def findings_of(compared: Comparison) -> tuple[list[Finding], list[tuple[float, str]]]:
@@ -118,9 +115,10 @@ def _uses(compared: Comparison) -> dict[str, dict[tuple[str, str], Fit]]:
 def _best_use(
     compared: Comparison, about: str, fits: Mapping[tuple[str, str], Fit]
 ) -> tuple[Finding, list[tuple[float, str]]]:
-    (how, remedy), best = max(fits.items(), key=lambda use: known(use[1].ev))
+    most = max(known(found.ev) for found in fits.values())
+    (how, remedy), best = next(use for use in fits.items() if known(use[1].ev) >= most - TIE)
     severity = compared.severity(best)
-    here = f"at {compared.own} {compared.here.ev:.3f} as it is"
+    here = f"{compared.here.ev:.3f} at {compared.own} as it is"
     if severity == "ok":
         of = f"None of {len(fits)} other {WAYS[about]} is clearly better"
         return Finding(

@@ -191,6 +191,6 @@ def of_origin(dictionary: Dictionary, mean_norm: float, token_norm: float, dista
     zero = dictionary.transform.kind in ("none", "sqrt_d") and not bool((dictionary.b_dec != 0).any())
     if zero and mean_norm > MOSTLY * token_norm:
         return Finding("warning", "origin", f"The decoder's bias is 0, but {text} (more than {MOSTLY:.0%} of it): it was "
-                       "trained on centred tokens, or lost its bias. Look at what it explains with the mean taken off.")  # fmt: skip
+                       "trained on centred tokens, or lost it. Look at what it explains with the mean taken off.")  # fmt: skip
     beside = f"; the decoder's bias is {distance:.2f} of that away from it" if distance is not None else ""
     return Finding("ok", "origin", f"{text[0].upper()}{text[1:]}{beside}.")
