@@ -3,11 +3,10 @@
 import collections
 import pickle
 import struct
-import time
-import tracemalloc
 
 import pytest
 
+from tests.strangers import Called, bounded
 from vlsae.pickles import Global, Inert, PickleError, leaves, parse
 
 PROTO, STOP = b"\x80\x02", b"."
@@ -75,16 +74,6 @@ def test_objects_are_their_names_arguments_and_state():
     assert isinstance(ordered, Inert) and ordered.items == {"a": 1}
 
 
-class Called:
-    """Pickles as a call of `function`."""
-
-    def __init__(self, function, *args, state=None):
-        self.parts = (function, args) if state is None else (function, args, state)
-
-    def __reduce_ex__(self, protocol):
-        return self.parts
-
-
 def test_calls_are_names(tmp_path):
     """Chains of calls, as they get around lists of what is forbidden; `pickle` executes each of them."""
     mark = tmp_path / "executed"
@@ -131,21 +120,6 @@ def _memo(i):
 
 def _get(i):
     return b"j" + struct.pack("<I", i)
-
-
-def bounded(run, seconds=10.0, megabytes=None):
-    """Runs quickly (each takes a second at most; attacks that work take minutes) and within memory."""
-    if megabytes is not None:
-        tracemalloc.start()
-    start = time.perf_counter()
-    try:
-        return run()
-    finally:
-        assert time.perf_counter() - start < seconds
-        if megabytes is not None:
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-            assert peak < megabytes * 2**20
 
 
 def test_a_long_pickle_ends():
