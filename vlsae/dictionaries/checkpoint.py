@@ -18,7 +18,9 @@ from vlsae import __version__
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.transform import InputTransform
-from vlsae.weight_files import WeightFileError, read_content, read_json
+from vlsae.pickles import leaves
+from vlsae.stored import Stored, WeightFileError, shortened
+from vlsae.weight_files import read_content, read_json
 
 SCHEMA = 1
 FACTS = {"schema", "version", "family", "settings", "input_transform"}  # of metadata.vlsae; the rest is free
@@ -42,6 +44,9 @@ def architecture(dictionary: Dictionary) -> str:
 
 class CheckpointError(ValueError):
     """A dictionary folder that is missing, damaged, or of another format."""
+
+    def __init__(self, message: str):
+        super().__init__(shortened(message))
 
 
 def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
@@ -161,20 +166,27 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
     try:
         config = read_json(folder / CONFIG)
         stored = read_content(folder / WEIGHTS)
+        facts = _facts(config, folder / CONFIG)
+        values = sum(math.prod(part.shape) for part in stored.values())
+        sizes = [config["d_in"], config["d_sae"]]
+        if any(type(n) is not int or not 1 <= n <= values for n in sizes):
+            raise CheckpointError(f"{folder / CONFIG} says d_in, d_sae = {sizes}; {WEIGHTS} holds {values:,} numbers.")
+        weights = {name: _finite(part, f"{folder / WEIGHTS}: {name}") for name, part in stored.items()}
     except WeightFileError as error:
         raise CheckpointError(str(error)) from error
-    facts = _facts(config, folder / CONFIG)
-    values = sum(math.prod(part.shape) for part in stored.values())
-    sizes = [config["d_in"], config["d_sae"]]
-    if any(type(n) is not int or n < 1 for n in sizes) or math.prod(sizes) > values:
-        raise CheckpointError(f"{folder / CONFIG} says d_in, d_sae = {sizes}; {WEIGHTS} holds {values:,} numbers.")
     try:
-        dictionary = assemble(facts["family"], *sizes, facts["settings"], facts["input_transform"],
-                              {name: part.read() for name, part in stored.items()})  # fmt: skip
+        dictionary = assemble(facts["family"], *sizes, facts["settings"], facts["input_transform"], weights)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     dictionary.metadata = {k: v for k, v in facts.items() if k not in FACTS}
     return dictionary.to(torch.device(device))
+
+
+def _finite(part: Stored, name: str) -> Tensor:
+    tensor = part.read()
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{name} holds NaN or infinite values; the run that wrote it failed.")
+    return tensor
 
 
 def _facts(config: dict, path: Path) -> dict:
@@ -210,14 +222,13 @@ def assemble(
     """
     largest = sum(value.numel() for value in weights.values())
     try:
-        if not isinstance(settings, Mapping) or any(
-            isinstance(n, int) and n > max(largest, 1) for n in settings.values()
-        ):
+        numbers = [n for _, n in leaves(dict(settings)) if isinstance(n, (int, float))]
+        if not all(math.isfinite(n) and (isinstance(n, float) or abs(n) <= max(largest, 1)) for n in numbers):
             raise ValueError(f"{settings} are larger than the weights")
         with torch.device("meta"):  # shapes alone: what a file promises is not allocated
             dictionary = DICTIONARIES.get(family)(d, n_latents, **settings)
             dictionary.transform = InputTransform(d, transform)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"the settings do not fit {family!r}: {error}.") from error
     expected = dictionary.state_dict()
     wrong = sorted(name for name in {*expected, *weights} if _kind(expected.get(name)) != _kind(weights.get(name)))
@@ -233,7 +244,7 @@ def _kind(tensor: Tensor | None) -> str:
     """Shape and kind of numbers, for comparison and messages."""
     if tensor is None:
         return "missing"
-    return f"{list(tensor.shape)} {'real' if tensor.is_floating_point() else 'whole'}"
+    return f"{list(tensor.shape)} {'real' if tensor.is_floating_point() else tensor.dtype}"
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
