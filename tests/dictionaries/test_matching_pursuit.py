@@ -190,6 +190,34 @@ def test_steps_can_be_changed_afterwards_and_stop_at_a_tolerance():
         sae.encode_at(x, 0)
 
 
+@pytest.mark.parametrize("by_gram", [True, False])
+@pytest.mark.parametrize("repeats", [True, False])
+@pytest.mark.parametrize("tol, at_least", [(0.0, 0), (1.5, 0), (1.5, 1)])
+def test_stops_are_those_of_a_loop_over_single_vectors(by_gram, repeats, tol, at_least):
+    """At most k steps; the last is one that takes an atom again, or one after which the rest is within tol."""
+    atoms, x = _atoms(20, 16), torch.cat([X[:20], 0.2 * X[20:30]])
+    z = matching_pursuit(x, atoms, 12, True, tol, by_gram, repeats, at_least)
+    lengths = set()
+    for vector, codes in zip(x, z):
+        rest, expected, taken = vector.clone(), torch.zeros(20, dtype=torch.float64), []
+        while len(taken) < 12 and (len(taken) < at_least or not tol or rest.norm() > tol):
+            j = int((atoms @ rest).argmax())
+            c = (atoms[j] @ rest).clamp_min(0)
+            expected[j] += c
+            rest -= c * atoms[j]
+            taken.append(j)
+            if not repeats and len(set(taken)) < len(taken):
+                break
+        lengths.add(len(taken))
+        assert (codes - expected).abs().max() < 1e-12
+    assert len(lengths) > 1 or (repeats and not tol)  # stops do happen
+
+
+def test_at_least_is_for_plain_pursuit():
+    with pytest.raises(ValueError, match="at_least"):
+        MatchingPursuitDictionary(4, 8, k=2, orthogonal=True, at_least=1)
+
+
 def test_gradients_of_unrolled_steps_are_those_of_finite_differences():
     D = _atoms(9, 4, 7).requires_grad_()
     x = X[:3, :4]

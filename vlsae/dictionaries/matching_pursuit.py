@@ -28,10 +28,12 @@ class MatchingPursuitDictionary(Dictionary):
         nonnegative: choose positive correlations alone (the paper); else codes have both signs.
         orthogonal: fit all chosen codes again after every step (orthogonal matching pursuit).
         tol: stop where the norm of the rest is at most this.
+        repeats: go on after an atom is chosen again; else that step is the last (SAELens).
+        at_least: steps before `tol` is looked at; SAELens takes one whatever the input.
         seed: of the initial atoms.
 
     Raises:
-        ValueError: for an impossible `k`.
+        ValueError: for an impossible `k`, a negative `at_least`, or `at_least` with `orthogonal`.
 
     Example:
         >>> sae = MatchingPursuitDictionary(d=4, n_latents=8, k=3)
@@ -45,12 +47,15 @@ class MatchingPursuitDictionary(Dictionary):
 
     def __init__(
         self, d: int, n_latents: int, *, k: int, nonnegative: bool = True, orthogonal: bool = False, tol: float = 0.0,
-        seed: int = 0,
+        repeats: bool = True, at_least: int = 0, seed: int = 0,
     ):  # fmt: skip
         super().__init__(d, n_latents, seed=seed)
         if not 1 <= k <= n_latents:
             raise ValueError(f"k={k} must lie between 1 and n_latents={n_latents}.")
+        if at_least < 0 or (at_least and orthogonal):
+            raise ValueError(f"at_least={at_least} must be 0 or more, and 0 for orthogonal pursuit.")
         self.k, self.nonnegative, self.orthogonal, self.tol = k, nonnegative, orthogonal, tol
+        self.repeats, self.at_least = repeats, at_least
 
     def _init_weights(self, generator: torch.Generator) -> None:
         super()._init_weights(generator)
@@ -58,7 +63,8 @@ class MatchingPursuitDictionary(Dictionary):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"k": self.k, "nonnegative": self.nonnegative, "orthogonal": self.orthogonal, "tol": self.tol}
+        names = ("k", "nonnegative", "orthogonal", "tol", "repeats", "at_least")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def signed(self) -> bool:
@@ -77,7 +83,7 @@ class MatchingPursuitDictionary(Dictionary):
         if self.orthogonal:
             z = orthogonal_matching_pursuit(flat, self.W_dec, k, self.nonnegative, self.tol)
         else:
-            z = matching_pursuit(flat, self.W_dec, k, self.nonnegative, self.tol, by_gram=by_gram)
+            z = matching_pursuit(flat, self.W_dec, k, self.nonnegative, self.tol, by_gram, self.repeats, self.at_least)
         return z.reshape(*x.shape[:-1], self.n_latents)
 
     def _encode(self, x: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ def _pick(correlations: Tensor, nonnegative: bool) -> Tensor:
 
 
 def matching_pursuit(
-    x: Tensor, atoms: Tensor, k: int, nonnegative: bool = True, tol: float = 0.0, by_gram: bool = True
-) -> Tensor:
+    x: Tensor, atoms: Tensor, k: int, nonnegative: bool = True, tol: float = 0.0, by_gram: bool = True,
+    repeats: bool = True, at_least: int = 0,
+) -> Tensor:  # fmt: skip
     """`k` times: `j = argmax_i <r, D_i>`, `z_j += <r, D_j>`, `r -= <r, D_j> D_j` (Mallat and Zhang 1993).
 
     Args:
@@ -27,6 +28,8 @@ def matching_pursuit(
         tol: stop where the norm of the rest is at most this.
         by_gram: update correlations by the atoms' Gram matrix, `O(B n)` a step, instead of computing them anew,
             `O(B n d)`, which keeps less for gradients.
+        repeats: go on after an atom is chosen again; else that step is the last.
+        at_least: steps before `tol` is looked at.
 
     Returns:
         Codes `[B, n]`. `||x||^2 = sum_t c_t^2 + ||r_k||^2` exactly.
@@ -47,13 +50,17 @@ def matching_pursuit(
     z, rest = x.new_zeros(len(x), len(atoms)), x
     gram = atoms @ atoms.T if by_gram else None
     correlations = x @ atoms.T if by_gram else None
-    for _ in range(k):
+    going = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for step in range(k):
         j = _pick(correlations if by_gram else rest.detach() @ atoms.detach().T, nonnegative)
         c = correlations.gather(1, j[:, None])[:, 0] if by_gram else (rest * atoms[j]).sum(-1)
         if nonnegative:
             c = torch.relu(c)
-        if tol:
+        if tol and step >= at_least:
             c = c * (rest.detach().norm(dim=-1) > tol)
+        if not repeats:
+            c = c * going
+            going = going & (z.detach().gather(1, j[:, None])[:, 0] == 0)
         z = z.scatter_add(1, j[:, None], c[:, None])
         if by_gram:
             correlations = correlations - c[:, None] * gram[j]

@@ -69,3 +69,26 @@ def codes_times(tensors: Mapping[str, Tensor], factors: Tensor) -> dict[str, Ten
 def float64_product(a: Tensor, b: Tensor) -> Tensor:
     """`a b`, rounded once."""
     return torch.matmul(a.double(), b.double()).float()
+
+
+def raw_inputs(tensors: Mapping[str, Tensor], transform: InputTransform, subtracts: bool = True) -> dict[str, Tensor]:
+    """Weights, in double precision, that give the same codes without an affine input transform before them.
+
+    `((x - m) s - b_dec) W_enc = (x - (b_dec / s + m)) (s W_enc)`, and an encoder that does not take `b_dec` off keeps
+    `m s W_enc` in `b_enc`. Reconstructions are those in the units of the activations; codes and thresholds stay.
+
+    Args:
+        tensors: weights of a linear encoder.
+        transform: "none" or affine.
+        subtracts: whether the encoder takes `b_dec` off.
+    """
+    changed = {name: value.double() for name, value in tensors.items()}
+    if transform.kind == "none":
+        return changed
+    mean, scale = transform.mean.detach().cpu().double(), transform.scale.detach().cpu().double()
+    changed["W_enc"] = changed["W_enc"] * scale[:, None]
+    changed["W_dec"] = changed["W_dec"] / scale
+    changed["b_dec"] = changed["b_dec"] / scale + mean
+    if not subtracts:
+        changed["b_enc"] = changed["b_enc"] - mean @ changed["W_enc"]
+    return changed
