@@ -49,9 +49,10 @@ def test_what_is_trained_is_not_trained_again(run, capsys):
 
 def test_every_trained_family_has_a_recipe():
     """VAEase keeps no code at 0, a transcoder is for another target, VL-SAE (and its view) for two modalities, a crosscoder
-    for several layers; a BatchNorm before TopK is the encoder of universal dictionaries."""
+    for several layers; a BatchNorm before TopK is the encoder of universal dictionaries; TopK without its ReLU is saev's."""
     trained = {name for name in DICTIONARIES if DICTIONARIES.get(name).trainable}
-    assert trained - set(FAMILIES) == {"vaease", "transcoder", "vl_sae", "distance", "crosscoder", "batch_norm_topk"}
+    left_out = {"vaease", "transcoder", "vl_sae", "distance", "crosscoder", "batch_norm_topk", "unrectified_topk"}
+    assert trained - set(FAMILIES) == left_out
     for family in FAMILIES:
         assert make_config(family, None, options_of(family, 12)).family == family
 

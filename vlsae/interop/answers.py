@@ -81,6 +81,13 @@ class Answers:
         if name not in self.given:
             return fact.found
         answer = self.given[name]
-        if fact.found is not None and not fact.user_wins and answer != fact.found:
+        if fact.found is not None and not fact.user_wins and not _same(answer, fact.found):
             raise DialectError(f"{self.where} says {name}={fact.found!r}, you say {answer!r}; leave {name} out.")
-        return None if answer == UNKNOWN else answer
+        return None if isinstance(answer, str) and answer == UNKNOWN else answer
+
+
+def _same(answer: Any, found: Any) -> bool:
+    try:
+        return bool(answer == found)
+    except (RuntimeError, ValueError):  # an array of several numbers, which no file states
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,26 @@ def build(
         return assemble(family, d, n, settings or {}, transform.kind, {**tensors, **inner})
     except CheckpointError as error:
         raise DialectError(f"{source.weights}: {error}") from error
+
+
+def without_transform(dictionary: Dictionary, project: str) -> Dictionary:
+    """The dictionary, or where it has an input transform a copy with it folded into the weights.
+
+    Args:
+        dictionary: to be written.
+        project: whose format cannot state a transform, for the message.
+
+    Raises:
+        DialectError: where folding cannot be exact.
+    """
+    if dictionary.transform.kind == "none":
+        return dictionary
+    plain = copy.deepcopy(dictionary)
+    try:
+        plain.fold_transform()
+    except ValueError as error:
+        raise DialectError(f"{project} has no input transforms, and this one stays: {error}") from error
+    return plain
 
 
 def bias_of_raw_input(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
