@@ -18,7 +18,7 @@ from vlsae.interop.source import Source
 
 def build(
     source: Source, family: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None,
-    transform: InputTransform | None = None,
+    transform: InputTransform | None = None, like: str = "W_dec",
 ) -> Dictionary:  # fmt: skip
     """A dictionary of a family with these weights; `W_dec [n_latents, d]` gives its size.
 
@@ -28,11 +28,12 @@ def build(
         tensors: by our names, every one that the family has (tensors of the transform apart).
         settings: constructor arguments.
         transform: what happens to inputs first.
+        like: the tensor `[n_latents, d]` that gives the size, of a family that has no `W_dec` of its own.
 
     Raises:
         DialectError: for tensors whose shapes do not fit each other, or settings that the family refuses.
     """
-    shape = tensors["W_dec"].shape
+    shape = tensors[like].shape
     if len(shape) != 2:
         raise DialectError(f"{source.weights}: the decoder has shape {tuple(shape)}; expected a matrix.")
     n, d = shape
