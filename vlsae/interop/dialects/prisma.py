@@ -1,0 +1,227 @@
+"""ViT-Prisma: a state dict beside `config.json`, or one file with a pickled configuration."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+
+from vlsae.dictionaries.base import Dictionary
+from vlsae.dictionaries.transform import InputTransform
+from vlsae.interop.answers import Answers, Fact, model, site
+from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.source import Source
+from vlsae.interop.weights import bias_of_raw_input, build, rescaled
+from vlsae.pickles import Inert
+
+STANDARD = {"W_enc", "b_enc", "W_dec", "b_dec"}
+TENSORS = {
+    "standard": STANDARD,
+    "gated": STANDARD | {"b_gate", "b_mag", "r_mag"},  # its b_enc is stored and not used
+    "transcoder": STANDARD | {"b_dec_out"},
+}
+TRANSFORMS = {"layer_norm": "layer_norm_unbiased", "constant_norm_rescale": "unit", "none": "none"}
+ACTIVATIONS = ("relu", "topk")
+STREAMS = {f"hook_{name}": name for name in ("resid_pre", "resid_post", "attn_out", "mlp_out")}
+KEPT = ("model_name", "model_class_name", "hook_point", "hook_point_layer", "layer_subtype", "hook_point_head_index",
+        "context_size", "image_size", "cls_token_only", "use_patches_only", "architecture", "activation_fn_str",
+        "normalize_activations", "dataset_name", "dataset_path", "l1_coefficient", "lp_norm", "lr", "expansion_factor",
+        "initialization_method", "b_dec_init_method", "num_epochs", "total_training_images", "total_training_tokens",
+        "train_batch_size", "seed", "is_transcoder", "out_hook_point_layer", "layer_out_subtype")  # fmt: skip
+
+
+@DIALECTS.register("prisma")
+class Prisma(Dialect):
+    """`.pt` with `{"cfg", "state_dict"}`, or a state dict and the `config.json` of `VisionModelSAERunnerConfig`.
+
+    A pickled configuration wins over the file beside it, as in the project's own loader.
+    """
+
+    name = "prisma"
+    project = "ViT-Prisma"
+    classes = (r"vit_prisma\.sae\.config\.\w+", r"vit_prisma\.configs\.\w+\.\w+")
+
+    def sniff(self, source: Source) -> bool:
+        if source.weights.suffix != ".pt":
+            return False
+        if _pickled(source) is not None:
+            return "state_dict.W_enc" in source.shapes
+        config = source.json("config.json")
+        ours = config.get("model_class_name") == "HookedViT" or "layer_subtype" in config
+        return ours and "hook_point_layer" in config and any(source.has(f"{p}W_enc") for p in ("", "state_dict."))
+
+    def read(self, source: Source, answers: Answers) -> Dictionary:
+        config = _config(source)
+        kind, names = _kind(source, config)
+        width = source.shapes[names["W_enc"]][0] if source.shapes[names["W_enc"]] else 0
+        said = answers.settle(**_facts(source, config, answers, width))
+        _check_computable(source, config, kind, said)
+        tensors = {name: source.tensor(stored) for name, stored in names.items()}
+        _check_shapes(source, config, kind, tensors)
+        dictionary = _build(source, kind, said, tensors)
+        kept = {name: config.get(name) for name in KEPT}
+        dictionary.metadata |= {name: value for name, value in kept.items() if isinstance(value, (str, int, float))}
+        dictionary.metadata |= {"model": said.model, "site": said.site}
+        if kind == "transcoder":
+            out = f"blocks.{config.get('out_hook_point_layer')}.{config.get('layer_out_subtype')}"
+            dictionary.metadata["notes"] = [f"A transcoder: its output stands for {out}, not for what it reads."]
+        return dictionary
+
+
+def _pickled(source: Source) -> dict[str, Any] | None:
+    content = source.content
+    config = content.get("cfg") if isinstance(content, dict) else None
+    return config.state if isinstance(config, Inert) and config.name.startswith("vit_prisma.") else None
+
+
+def _config(source: Source) -> dict[str, Any]:
+    pickled = _pickled(source)
+    return source.json("config.json") if pickled is None else pickled
+
+
+def _kind(source: Source, config: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """Which module it is, from its tensors, and where these are."""
+    prefix = "state_dict." if "state_dict.W_enc" in source.shapes else ""
+    held = {name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)}
+    skips = all(config.get(name) is True for name in ("is_transcoder", "transcoder_with_skip_connection"))
+    if skips or "W_skip" in held:
+        raise DialectError(
+            f"{source.weights} is a transcoder with a skip connection, which adds its input times a matrix to its output; "
+            "no family of ours does."
+        )
+    fitting = [
+        kind for kind, needed in TENSORS.items() if held == needed or (kind == "gated" and held | {"b_enc"} == needed)
+    ]
+    if not fitting:
+        raise DialectError(
+            f"{source.weights} holds {', '.join(sorted(held)[:12]) or 'no tensors'}; expected those of "
+            f"{' or '.join(f'{kind}: {sorted(needed)}' for kind, needed in TENSORS.items())}."
+        )
+    kind = fitting[0]
+    stated = "transcoder" if config.get("is_transcoder") is True else config.get("architecture", kind)
+    if stated != kind:
+        raise DialectError(
+            f"{source.weights} is said to be of the architecture {str(stated)[:40]!r}, but its tensors are those of {kind!r}; "
+            f"expected one of {', '.join(TENSORS)} and its own tensors."
+        )
+    return kind, {name: prefix + name for name in held}
+
+
+def _facts(source: Source, config: dict[str, Any], answers: Answers, width: int) -> dict[str, Fact]:
+    name, hook = config.get("model_name"), _hook(config)
+    activation = _text(source, config, "activation_fn_str")
+    facts = {
+        "model": model(None if "model" in answers.given else _our_model(name), says=name),
+        "site": site(_our_site(config, hook), says=hook, width=width),
+        "activation_fn_str": Fact(activation, "the activation", " or ".join(ACTIVATIONS)),
+        "normalize_activations": Fact(_text(source, config, "normalize_activations"),
+                                      "what happens to activations first", ", ".join(TRANSFORMS)),
+    }  # fmt: skip
+    if (activation or answers.given.get("activation_fn_str")) == "topk":
+        options = config.get("activation_fn_kwargs")
+        k = options.get("k") if isinstance(options, dict) else None
+        facts["k"] = Fact(k, "active latents a token", "a whole number")
+    return facts
+
+
+def _text(source: Source, config: dict[str, Any], field: str) -> str | None:
+    """A field's value; None where it is missing, as in configurations older than the field."""
+    if field not in config:
+        return None
+    value = "none" if config[field] is None else config[field]
+    if not isinstance(value, str):
+        raise DialectError(f"{source.weights}: {field}={str(value)[:60]} of its configuration must be text.")
+    return value
+
+
+def _hook(config: dict[str, Any]) -> str | None:
+    """The hook's name, or both where two fields disagree."""
+    layer, stream = config.get("hook_point_layer"), config.get("layer_subtype")
+    layer = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
+    composed = f"blocks.{layer}.{stream}" if stream is not None else None
+    stated = config.get("hook_point")
+    head = config.get("hook_point_head_index")
+    names = dict.fromkeys(str(name) for name in (stated, composed) if name is not None)
+    return " and ".join(names) + (f", head {head}" if head is not None else "") if names else None
+
+
+def _our_site(config: dict[str, Any], hook: str | None) -> str | None:
+    found = re.fullmatch(r"blocks\.(\d{1,4})\.(\w+)", hook or "")
+    if found is None or config.get("model_class_name") != "HookedViT" or found[2] not in STREAMS:
+        return None
+    return f"vision.{int(found[1])}.{STREAMS[found[2]]}"
+
+
+def _our_model(name: Any) -> str | None:
+    """Prisma's `open-clip:` is followed by a repository on the hub; a bare repository of a CLIP is transformers'."""
+    if not isinstance(name, str):
+        return None
+    if name.startswith("open-clip:"):
+        return _of_repository(name.removeprefix("open-clip:"))
+    is_clip = re.fullmatch(r"[\w.-]+/[\w.-]*clip[\w.-]*", name, re.IGNORECASE) and not name.startswith("timm/")
+    return f"hf:{name}" if is_clip else None
+
+
+def _of_repository(repository: str) -> str | None:
+    """The one name under which open_clip knows the weights of a repository; None where there are several."""
+    import open_clip  # takes seconds, and few files need it
+
+    found = [
+        f"open_clip:{arch}/{tag}"
+        for arch, tag in open_clip.list_pretrained()
+        if ((open_clip.get_pretrained_cfg(arch, tag) or {}).get("hf_hub") or "").rstrip("/") == repository
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _check_computable(source: Source, config: dict[str, Any], kind: str, said: SimpleNamespace) -> None:
+    options = config.get("activation_fn_kwargs")
+    after = options.get("postact_fn", "relu") if isinstance(options, dict) else "relu"
+    computable = {"activation_fn_str": ACTIVATIONS[:1] if kind == "gated" else ACTIVATIONS,
+                  "normalize_activations": tuple(TRANSFORMS)}  # fmt: skip
+    for field, possible in computable.items():
+        value = getattr(said, field)
+        if value not in possible:
+            raise DialectError(
+                f"{source.weights}: {field}={str(value)[:60]!r} with the architecture {kind!r} is nothing that our families "
+                f"compute; expected {' or '.join(possible)}."
+            )
+    if said.activation_fn_str == "topk" and after != "relu":
+        raise DialectError(
+            f"{source.weights}: postact_fn={str(after)[:60]} leaves negative codes among the k largest, which no family of "
+            "ours has; expected relu."
+        )
+    if type(getattr(said, "k", 1)) is not int:
+        raise DialectError(f"{source.weights}: k={repr(said.k)[:60]} must be a whole number.")
+
+
+def _check_shapes(source: Source, config: dict[str, Any], kind: str, tensors: dict[str, Tensor]) -> None:
+    if tensors["W_enc"].ndim != 2:
+        raise DialectError(f"{source.weights}: W_enc has shape {list(tensors['W_enc'].shape)}; expected a matrix.")
+    d, n = tensors["W_enc"].shape
+    expected = {"W_enc": [d, n], "W_dec": [n, d], "b_dec": [d], "b_dec_out": [d]}
+    wrong = [f"{name} is {list(t.shape)}, expected {expected.get(name, [n])}"
+             for name, t in tensors.items() if list(t.shape) != expected.get(name, [n])]  # fmt: skip
+    sizes = {"d_in": d, "d_sae": n} | ({"d_out": d} if kind == "transcoder" else {})
+    wrong += [f"its configuration says {name}={str(config[name])[:40]}, expected {size}"
+              for name, size in sizes.items() if config.get(name) not in (None, size)]  # fmt: skip
+    if wrong:
+        raise DialectError(f"{source.weights}: {'; '.join(wrong)}. Input and output must be of one width.")
+
+
+def _build(source: Source, kind: str, said: SimpleNamespace, tensors: dict[str, Tensor]) -> Dictionary:
+    d, n = tensors["W_enc"].shape
+    family, settings = ("topk", {"k": said.k}) if said.activation_fn_str == "topk" else ("relu", {})
+    if kind == "gated":
+        family = "gated"
+        tensors["b_enc"] = tensors.pop("b_gate")
+    if kind == "transcoder":
+        family, settings = "transcoder", settings or {"k": n}  # ReLU keeps of the n largest what it keeps of all
+        tensors["b_enc"] = bias_of_raw_input(tensors["W_enc"], tensors["b_enc"], -tensors["b_dec"])
+        tensors["b_dec"] = tensors.pop("b_dec_out")
+    if said.normalize_activations == "constant_norm_rescale":  # to norm sqrt(d), ours to norm 1
+        doubles = {name: tensor.double() for name, tensor in tensors.items()}
+        tensors = {name: tensor.float() for name, tensor in rescaled(doubles, d**0.5).items()}
+    return build(source, family, tensors, settings, InputTransform(d, TRANSFORMS[said.normalize_activations]))
