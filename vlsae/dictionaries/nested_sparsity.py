@@ -15,9 +15,9 @@ FIRST_LEVEL = 64
 START_NORM = 0.01  # of encoder columns
 
 
-def doubling(n_latents: int) -> list[int]:
-    """64, 128, 256, ... and `n_latents` itself; `n_latents` alone where it is at most 64."""
-    levels, k = [], FIRST_LEVEL
+def doubling(n_latents: int, first: int = FIRST_LEVEL) -> list[int]:
+    """64 (or another `first`), 128, 256, ... and `n_latents` itself; `n_latents` alone where it is not larger."""
+    levels, k = [], first
     while k < n_latents:
         levels.append(k)
         k *= 2

@@ -37,6 +37,9 @@ def build(
     if len(shape) != 2:
         raise DialectError(f"{source.weights}: the decoder has shape {tuple(shape)}; expected a matrix.")
     n, d = shape
+    k = (settings or {}).get("k", 1)
+    if type(k) is not int:
+        raise DialectError(f"{source.weights}: k={k!r} is no number of latents; give a whole number.")
     transform = transform or InputTransform(d)
     inner = {f"transform.{name}": value for name, value in transform.state_dict().items()}
     try:

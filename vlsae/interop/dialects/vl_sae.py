@@ -1,0 +1,142 @@
+"""VL-SAE (Shen et al. 2025): plain state dicts of the distance encoder with two decoders, and of its two ablations."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlsae.atomic import replacing
+from vlsae.dictionaries.base import Dictionary
+from vlsae.interop.answers import Answers, Fact, model, site
+from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.source import Source
+from vlsae.interop.weights import bias_of_raw_input, build
+
+PAIR = ("weight", "bias")
+SHARED = {"encoder", *(f"{side}_decoder.{part}" for side in ("vision", "text") for part in PAIR)}  # VL_SAE
+ONE = {f"{layer}.{part}" for layer in ("encoder", "decoder.0") for part in PAIR}  # SAE_V
+TWO = {f"{layer}.{part}" for layer in ("v_encoder", "t_encoder", "vision_decoder.0", "text_decoder.0")
+       for part in PAIR}  # fmt: skip  # SAE_D
+HALVES = {"image": ("v_encoder", "vision_decoder.0"), "text": ("t_encoder", "text_decoder.0")}
+NAMED = re.compile(r"_(\d+)_(\d+)(?:_best)?")  # topk and hidden_ratio, by the habit of the released files
+TIES = "The released code drops all latents that tie with the first one left out; here k are kept, by position."
+AUXILIARY = (
+    "By its name it reads what VL-SAE's auxiliary autoencoder makes of a language model's states, not the states."
+)
+
+
+@DIALECTS.register("vl_sae")
+class VLSAEFile(Dialect):
+    """A state dict and nothing else: `topk`, the model and the site are known to the scripts alone."""
+
+    name = "vl_sae"
+    project = "VL-SAE"
+
+    def sniff(self, source: Source) -> bool:
+        return any(source.only(*names) for names in (SHARED, ONE, TWO))
+
+    def read(self, source: Source, answers: Answers) -> Dictionary:
+        halves = {"modality": _modality()} if source.only(*TWO) else {}
+        encoder = "encoder" if source.only(*SHARED) else "v_encoder.weight" if halves else "encoder.weight"
+        facts = {
+            "k": Fact(
+                None, f"how many latents a vector activates{_hint(source)}", "a whole number, topk of its training"
+            ),
+            **halves,
+            "model": model(None, source.weights.name),
+            "site": site(None, None, *source.shapes[encoder][-1:]),
+        }
+        told = answers.settle(**facts)
+        if source.only(*SHARED):
+            dictionary = build(source, "vl_sae", _shared(source), {"k": told.k})
+        else:
+            layers = ("encoder", "decoder.0")
+            if halves:
+                if told.modality not in list(HALVES):  # a list, since an answer may be anything
+                    raise DialectError(
+                        f"{source.weights}: modality={told.modality!r} is unknown; say 'image' or 'text'."
+                    )
+                layers = HALVES[told.modality]
+            dictionary = build(source, "topk", _linear(source, *layers), {"k": told.k})
+        notes = [TIES] + ([AUXILIARY] if source.weights.name.lower().startswith(("llava", "qwen")) else [])
+        dictionary.metadata = {"model": told.model, "site": told.site, "notes": notes}
+        if halves:
+            dictionary.metadata["modality"] = told.modality
+        return dictionary
+
+    def write(self, dictionary: Dictionary, folder: Path) -> None:
+        if dictionary.family != "vl_sae":
+            raise DialectError(
+                f"VL-SAE's class has a distance encoder and a decoder for each modality; this dictionary is of the family "
+                f"{dictionary.family!r}. Save it in vlsae's own format, or convert it for another project."
+            )
+        if dictionary.transform.kind != "none":
+            raise DialectError(
+                f"VL-SAE's class reads embeddings as they are, and this dictionary reads them behind the transform "
+                f"{dictionary.transform.kind!r}, which a distance encoder cannot take into its weights."
+            )
+        if dictionary.k == dictionary.n_latents:
+            raise DialectError(
+                f"VL-SAE's class cannot keep all latents (k={dictionary.k} of {dictionary.n_latents}): it looks for the "
+                "largest that is left out. Choose a smaller k."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"VL_SAE_{dictionary.k}_{dictionary.n_latents / dictionary.d:g}_best.pth"
+        with replacing(folder / name) as partial:
+            torch.save(_state(dictionary), partial)
+
+
+def _modality() -> Fact:
+    return Fact(None, "which of its two encoders and decoders, which share no weights", "image or text")
+
+
+def _hint(source: Source) -> str:
+    found = NAMED.findall(source.weights.stem)
+    return f" (released files have it in their names: here perhaps {found[-1][0]})" if found else ""
+
+
+def _transposed(source: Source, name: str) -> Tensor:
+    if len(source.shapes[name]) != 2:
+        raise DialectError(f"{source.weights}: {name} has shape {source.shapes[name]}; expected a matrix.")
+    return source.tensor(name).T
+
+
+def _shared(source: Source) -> dict[str, Tensor]:
+    return {
+        "W_enc": _transposed(source, "encoder"),
+        "W_dec": _transposed(source, "vision_decoder.weight"),
+        "b_dec": source.tensor("vision_decoder.bias"),
+        "W_dec_text": _transposed(source, "text_decoder.weight"),
+        "b_dec_text": source.tensor("text_decoder.bias"),
+    }
+
+
+def _linear(source: Source, encoder: str, decoder: str) -> dict[str, Tensor]:
+    """A linear encoder on raw inputs: ours takes `b_dec` off first."""
+    weight, b_enc, b_dec = (source.shapes[name] for name in (f"{encoder}.weight", f"{encoder}.bias", f"{decoder}.bias"))
+    if not len(b_enc) == len(b_dec) == 1 or weight != b_enc + b_dec:
+        raise DialectError(
+            f"{source.weights}: {encoder}.weight has shape {weight}; with biases of shape {b_enc} and {b_dec} it should be "
+            f"{b_enc + b_dec}."
+        )
+    W_enc, b_dec = source.tensor(f"{encoder}.weight").T, source.tensor(f"{decoder}.bias")
+    return {
+        "W_enc": W_enc,
+        "b_enc": bias_of_raw_input(W_enc, source.tensor(f"{encoder}.bias"), b_dec),
+        "W_dec": _transposed(source, f"{decoder}.weight"),
+        "b_dec": b_dec,
+    }
+
+
+def _state(dictionary: Dictionary) -> dict[str, Tensor]:
+    state = {
+        "encoder": dictionary.W_enc.T,
+        "vision_decoder.weight": dictionary.W_dec.T,
+        "vision_decoder.bias": dictionary.b_dec,
+        "text_decoder.weight": dictionary.W_dec_text.T,
+        "text_decoder.bias": dictionary.b_dec_text,
+    }
+    return {name: value.detach().cpu().float().contiguous() for name, value in state.items()}
