@@ -80,7 +80,7 @@ def _names(source: Source, config: SaelensConfig) -> list[str]:
     needed = list(TENSORS[config.architecture])
     if config.architecture == "jumprelu" and source.has("log_threshold"):
         needed[needed.index("threshold")] = "log_threshold"  # training checkpoints before 6.50
-    present = [name for name in FINE_TUNED if source.has(name)]
+    present = [name for name in FINE_TUNED if source.has(name) and config.architecture != "matching_pursuit"]
     missing, more = set(needed) - set(source.shapes), set(source.shapes) - {*needed, *present}
     if missing or more or len(present) > 1:
         raise DialectError(
@@ -199,32 +199,39 @@ def _as_ours(config: SaelensConfig, tensors: dict[str, Tensor], scale: float, no
         notes.append(f"Inputs were multiplied by {scale:.6g} in training, which is in the weights now.")
     if "b_gate" in made:
         made["b_enc"] = made.pop("b_gate")
-    if "log_threshold" in made:
-        made["threshold"] = made.pop("log_threshold").exp()
     rescales = config.architecture in CHOOSES and config.truth("rescale_acts_by_decoder_norm", False)
     if rescales:
         made = codes_times(made, made["W_dec"].double().norm(dim=1).clamp_min(1e-8))
+    _thresholds(made, scale if rescales else 1.0, notes)  # the norms in their units have changed with the scale
+    if subtracts and config.architecture in TRANSCODERS:
+        config.wrong("apply_b_dec_to_input", True, "false: the bias of a transcoder belongs to its output")
+    if not subtracts and config.architecture != "transcoder":
+        _subtract(made)
+    if tuned is not None and not torch.allclose(tuned, torch.ones_like(tuned)):
+        if not config.truth("finetuning_scaling_factor", False):
+            config.wrong("finetuning_scaling_factor", False, "true, since the weights have factors that are not 1")
+        made["W_dec"] = made["W_dec"] * tuned.double()[:, None]
+    return made
+
+
+def _thresholds(made: dict[str, Tensor], unit: float, notes: list[str]) -> None:
+    """One a latent, linear; that of a batch is divided by `unit`."""
+    if "log_threshold" in made:
+        made["threshold"] = made.pop("log_threshold").exp()
     if "topk_threshold" in made:
-        unit = scale if rescales else 1.0  # the norms in its units have changed with the scale
         made["threshold"] = (made.pop("topk_threshold").double() / unit).expand(made["b_enc"].shape)
         if not made["threshold"][0] > 0:
             notes.append("Its threshold is 0, as before training; it works as a ReLU dictionary.")
     if "threshold" in made and (made["threshold"] < 0).any():
         notes.append("Some thresholds are negative; codes are cut at 0, as SAELens does outside training.")
-    if subtracts and config.architecture in TRANSCODERS:
-        config.wrong("apply_b_dec_to_input", True, "false: the bias of a transcoder belongs to its output")
-    if not subtracts and config.architecture != "transcoder":
-        read = made["b_dec"].double() @ made["W_enc"].double()
-        made["b_enc"] = made["b_enc"] + read
-        if "b_mag" in made:
-            made["b_mag"] = made["b_mag"] + made["r_mag"].double().exp() * read
-    if tuned is not None and not torch.allclose(tuned, torch.ones_like(tuned)):
-        if not config.truth("finetuning_scaling_factor", False):
-            config.wrong(
-                "finetuning_scaling_factor", False, "true, since the weights have such factors and they are not 1"
-            )
-        made["W_dec"] = made["W_dec"] * tuned.double()[:, None]
-    return made
+
+
+def _subtract(made: dict[str, Tensor]) -> None:
+    """Biases for an encoder that takes `b_dec` off, of one that does not."""
+    read = made["b_dec"].double() @ made["W_enc"].double()
+    made["b_enc"] = made["b_enc"] + read
+    if "b_mag" in made:
+        made["b_mag"] = made["b_mag"] + made["r_mag"].double().exp() * read
 
 
 def _pursuit(config: SaelensConfig, made: dict[str, Tensor], subtracts: bool) -> dict[str, Tensor]:
