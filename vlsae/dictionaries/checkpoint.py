@@ -19,7 +19,7 @@ from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.pickles import leaves
-from vlsae.stored import Stored, WeightFileError, shortened
+from vlsae.stored import WeightFileError, shortened
 from vlsae.weight_files import read_content, read_json
 
 SCHEMA = 1
@@ -171,7 +171,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
         sizes = [config["d_in"], config["d_sae"]]
         if any(type(n) is not int or not 1 <= n <= values for n in sizes):
             raise CheckpointError(f"{folder / CONFIG} says d_in, d_sae = {sizes}; {WEIGHTS} holds {values:,} numbers.")
-        weights = {name: _finite(part, f"{folder / WEIGHTS}: {name}") for name, part in stored.items()}
+        weights = {name: part.read() for name, part in stored.items()}
     except WeightFileError as error:
         raise CheckpointError(str(error)) from error
     try:
@@ -180,13 +180,6 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
         raise CheckpointError(f"{folder}: {error}") from error
     dictionary.metadata = {k: v for k, v in facts.items() if k not in FACTS}
     return dictionary.to(torch.device(device))
-
-
-def _finite(part: Stored, name: str) -> Tensor:
-    tensor = part.read()
-    if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"{name} holds NaN or infinite values; the run that wrote it failed.")
-    return tensor
 
 
 def _facts(config: dict, path: Path) -> dict:
@@ -218,7 +211,8 @@ def assemble(
         weights: exactly the tensors of its `state_dict`, of one precision.
 
     Raises:
-        CheckpointError: for settings that the family refuses, or tensors of other names, shapes or kinds.
+        CheckpointError: for settings that the family refuses, tensors of other names, shapes or kinds, or values that are not
+            finite.
     """
     largest = sum(value.numel() for value in weights.values())
     try:
@@ -235,6 +229,9 @@ def assemble(
     if wrong:
         pairs = (f"{n} is {_kind(weights.get(n))}, expected {_kind(expected.get(n))}" for n in wrong[:6])
         raise CheckpointError(f"its tensors do not fit: {'; '.join(pairs)}.")
+    lost = sorted(name for name, value in weights.items() if not torch.isfinite(value).all())
+    if lost:
+        raise CheckpointError(f"{', '.join(lost)[:200]} holds NaN or infinite values; the run that wrote it failed.")
     dictionary.load_state_dict({name: _laid_out(value, expected[name]) for name, value in weights.items()}, assign=True)
     dtypes = [w.dtype for w in weights.values() if w.is_floating_point()]
     return dictionary.to(dtypes[0]) if dtypes else dictionary
