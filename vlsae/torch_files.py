@@ -169,7 +169,10 @@ def _tensor(records: _Records, storage: Any, offset: Any, shape: Any, stride: An
         raise PickleError(f"it has a tensor of shape {shape} that repeats {storage.n:,} numbers; save it contiguous")
 
     def read() -> Tensor:
-        numbers = records.read(storage.record)[: storage.n * storage.dtype.itemsize]
-        return torch.from_numpy(numbers).view(storage.dtype).as_strided(shape, stride, offset)
+        flat = torch.empty(0, dtype=storage.dtype)
+        if storage.n:
+            buffer = records.read(storage.record)[: storage.n * storage.dtype.itemsize]
+            flat = torch.from_numpy(buffer).view(storage.dtype)
+        return flat.as_strided(shape, stride, offset)
 
     return Stored(shape, storage.dtype, read)

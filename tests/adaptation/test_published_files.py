@@ -1,5 +1,6 @@
 """What a weight file may be: recognised by its tensors, damaged, foreign, or a pickle that wants to run code."""
 
+import json
 import os
 import pickle
 
@@ -10,6 +11,7 @@ import torch
 from vlsae import load_adapted
 from vlsae.adaptation.adapted import AdaptedBackbone
 from vlsae.adaptation.checkpoint import AdaptationError
+from vlsae.adaptation.files import read_file
 from vlsae.adaptation.methods.vpt import VPT
 
 CTX = {"ctx": torch.arange(4 * 128.0).reshape(4, 128)}
@@ -25,11 +27,13 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_malicious_pickle_is_refused_and_not_executed(tiny, tmp_path, legacy):
+@pytest.mark.parametrize(
+    ("legacy", "reason"), [(False, r"Python object, \w+.mkdir"), (True, "a bare pickle, as torch wrote")]
+)
+def test_a_malicious_pickle_is_refused_and_not_executed(tiny, tmp_path, legacy, reason):
     path, mark = tmp_path / "model.pth.tar-50", tmp_path / "executed"
     torch.save({"state_dict": CTX, "scheduler": Payload(mark)}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(AdaptationError, match=r"Python object, \w+.mkdir, .*weights_only=False"):
+    with pytest.raises(AdaptationError, match=f"{reason}.*weights_only=False"):
         load_adapted(tiny, path)
     assert not mark.exists()
     torch.load(path, weights_only=False)  # the payload is real
@@ -55,6 +59,34 @@ def test_scores_beside_the_weights_are_allowed(tiny, tmp_path, score):
     assert torch.equal(
         load_adapted(tiny, tmp_path, position="end").adaptation.ctx, CTX["ctx"]
     )  # the folder's only file
+
+
+def test_views_of_one_storage_are_read_once(tiny, tmp_path):
+    """A file of 4 MB whose thousand tensors are views of one storage; each with a storage of its own would be 4 GB."""
+    storage = torch.zeros(2**20)
+    views = {str(i): storage[i : i + 1] for i in range(1000)}
+    torch.save({"state_dict": {"ctx": storage[:512].view(4, 128)}, "memory": views}, tmp_path / "a.pt")
+    held = read_file(tmp_path / "a.pt")
+    assert len({value.untyped_storage().data_ptr() for value in held.values()}) == 1
+    assert load_adapted(tiny, tmp_path / "a.pt", position="end").adaptation.ctx.shape == (4, 128)
+
+
+def test_what_is_nested_without_end_is_refused(tiny, tmp_path):
+    loop = {}
+    loop["a"] = loop
+    with pytest.raises(AdaptationError, match="50 levels; learned weights do not"):
+        load_adapted(tiny, _write(tmp_path / "a.pt", {**CTX, "loop": loop}))
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": 3}, {"weight_map": {"w": "../a.pt"}}, {"weight_map": {"w": [1]}}])
+def test_weights_in_several_files_are_files_of_their_folder(tiny, tmp_path, index):
+    _write(tmp_path / "a.pt", CTX)
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(AdaptationError, match=r"does not name files of its folder|cannot be read"):
+        load_adapted(tiny, folder)
 
 
 def _write(path, value):

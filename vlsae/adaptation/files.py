@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from vlsae.adaptation.checkpoint import AdaptationError
-
-_DTYPES = (np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Float16DType, np.dtypes.Int64DType,
-           np.dtypes.Int32DType, np.dtypes.BoolDType)  # fmt: skip
-_SCALAR = np.float64(0).__reduce__()[0]  # their constructor, whose module numpy has renamed
-# scores beside the weights are often numpy scalars
-NUMPY_SCALARS = [
-    np.dtype,
-    *_DTYPES,
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-]
+from vlsae.pickles import PickleError, leaves
+from vlsae.stored import Stored, WeightFileError
+from vlsae.weight_files import read_content, read_json
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -34,39 +18,20 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         AdaptationError: for a file that is damaged, holds no weights, or could run code.
     """
-    if path.suffix == ".safetensors":
-        try:
-            return dict(load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise AdaptationError(
-                f"{path} is no whole safetensors file ({error}); download or write it again."
-            ) from error
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise AdaptationError(_why(path, str(error))) from error
-    return flat(held)
-
-
-def _why(path: Path, message: str) -> str:
-    needs = re.search(r"GLOBAL (\S+)", message)
-    if needs is None:
-        return (
-            f"{path} is no whole weight file ({message.splitlines()[0][:150] if message else 'it is empty'}); download or "
-            "write it again."
-        )
-    return (
-        f"{path} holds a Python object, {needs[1]}, and opening it would run code of whoever wrote the file; only tensors, "
-        "plain values and numpy scalars are read. If you trust its source, convert it once: "
-        "found = torch.load(file, weights_only=False); torch.save({'state_dict': found['state_dict']}, 'weights.pt') - of a "
-        "pickled module, torch.save({'state_dict': found.state_dict()}, 'weights.pt')."
-    )
+        content = read_content(path)
+        for _ in leaves(content):  # refuses what is nested without end
+            pass
+        return {name: value.read() if isinstance(value, Stored) else value for name, value in flat(content).items()}
+    except WeightFileError as error:
+        raise AdaptationError(str(error)) from error
+    except PickleError as error:
+        raise AdaptationError(f"{path}: {error}; learned weights do not.") from error
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    if not isinstance(value, Mapping):
+    """Nested dictionaries as one, with dotted names; lists, which hold facts and no weights, stay as they are."""
+    if not isinstance(value, dict):
         return {name: value}
     parts = [flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
     return {key: part for found in parts for key, part in found.items()}
@@ -99,16 +64,24 @@ def _weights(folder: Path) -> dict[str, Any]:
             return read_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            parts = sorted(set(_json(index)["weight_map"].values()))
-            return {key: value for part in parts for key, value in read_file(folder / part).items()}
+            return {key: value for part in _parts(index) for key, value in read_file(folder / part).items()}
     raise AdaptationError(f"{folder} has a configuration but none of the weight files {', '.join(names)}.")
+
+
+def _parts(index: Path) -> list[str]:
+    """The names of the files over which weights are spread."""
+    places = _json(index).get("weight_map")
+    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise AdaptationError(f"{index} does not name files of its folder under weight_map; download it again.")
+    return names
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdaptationError(f"{path} is no whole JSON file ({error}); download or write it again.") from error
+        return read_json(path)
+    except WeightFileError as error:
+        raise AdaptationError(str(error)) from error
 
 
 def _cache(folder: Path) -> dict[str, Any]:

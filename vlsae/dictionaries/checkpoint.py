@@ -18,7 +18,9 @@ from vlsae import __version__
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.transform import InputTransform
-from vlsae.weight_files import WeightFileError, read_content, read_json
+from vlsae.pickles import leaves
+from vlsae.stored import WeightFileError, shortened
+from vlsae.weight_files import read_content, read_json
 
 SCHEMA = 1
 FACTS = {"schema", "version", "family", "settings", "input_transform"}  # of metadata.vlsae; the rest is free
@@ -42,6 +44,9 @@ def architecture(dictionary: Dictionary) -> str:
 
 class CheckpointError(ValueError):
     """A dictionary folder that is missing, damaged, or of another format."""
+
+    def __init__(self, message: str):
+        super().__init__(shortened(message))
 
 
 def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
@@ -161,16 +166,16 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> Dictionary:
     try:
         config = read_json(folder / CONFIG)
         stored = read_content(folder / WEIGHTS)
+        facts = _facts(config, folder / CONFIG)
+        values = sum(math.prod(part.shape) for part in stored.values())
+        sizes = [config["d_in"], config["d_sae"]]
+        if any(type(n) is not int or not 1 <= n <= values for n in sizes):
+            raise CheckpointError(f"{folder / CONFIG} says d_in, d_sae = {sizes}; {WEIGHTS} holds {values:,} numbers.")
+        weights = {name: part.read() for name, part in stored.items()}
     except WeightFileError as error:
         raise CheckpointError(str(error)) from error
-    facts = _facts(config, folder / CONFIG)
-    values = sum(math.prod(part.shape) for part in stored.values())
-    sizes = [config["d_in"], config["d_sae"]]
-    if any(type(n) is not int or n < 1 for n in sizes) or math.prod(sizes) > values:
-        raise CheckpointError(f"{folder / CONFIG} says d_in, d_sae = {sizes}; {WEIGHTS} holds {values:,} numbers.")
     try:
-        dictionary = assemble(facts["family"], *sizes, facts["settings"], facts["input_transform"],
-                              {name: part.read() for name, part in stored.items()})  # fmt: skip
+        dictionary = assemble(facts["family"], *sizes, facts["settings"], facts["input_transform"], weights)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     dictionary.metadata = {k: v for k, v in facts.items() if k not in FACTS}
@@ -206,24 +211,27 @@ def assemble(
         weights: exactly the tensors of its `state_dict`, of one precision.
 
     Raises:
-        CheckpointError: for settings that the family refuses, or tensors of other names, shapes or kinds.
+        CheckpointError: for settings that the family refuses, tensors of other names, shapes or kinds, or values that are not
+            finite.
     """
     largest = sum(value.numel() for value in weights.values())
     try:
-        if not isinstance(settings, Mapping) or any(
-            isinstance(n, int) and n > max(largest, 1) for n in settings.values()
-        ):
+        numbers = [n for _, n in leaves(dict(settings)) if isinstance(n, (int, float))]
+        if not all(math.isfinite(n) and (isinstance(n, float) or abs(n) <= max(largest, 1)) for n in numbers):
             raise ValueError(f"{settings} are larger than the weights")
         with torch.device("meta"):  # shapes alone: what a file promises is not allocated
             dictionary = DICTIONARIES.get(family)(d, n_latents, **settings)
             dictionary.transform = InputTransform(d, transform)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"the settings do not fit {family!r}: {error}.") from error
     expected = dictionary.state_dict()
     wrong = sorted(name for name in {*expected, *weights} if _kind(expected.get(name)) != _kind(weights.get(name)))
     if wrong:
         pairs = (f"{n} is {_kind(weights.get(n))}, expected {_kind(expected.get(n))}" for n in wrong[:6])
         raise CheckpointError(f"its tensors do not fit: {'; '.join(pairs)}.")
+    lost = sorted(name for name, value in weights.items() if not torch.isfinite(value).all())
+    if lost:
+        raise CheckpointError(f"{', '.join(lost)[:200]} holds NaN or infinite values; the run that wrote it failed.")
     dictionary.load_state_dict({name: _laid_out(value, expected[name]) for name, value in weights.items()}, assign=True)
     dtypes = [w.dtype for w in weights.values() if w.is_floating_point()]
     return dictionary.to(dtypes[0]) if dtypes else dictionary
@@ -233,7 +241,7 @@ def _kind(tensor: Tensor | None) -> str:
     """Shape and kind of numbers, for comparison and messages."""
     if tensor is None:
         return "missing"
-    return f"{list(tensor.shape)} {'real' if tensor.is_floating_point() else 'whole'}"
+    return f"{list(tensor.shape)} {'real' if tensor.is_floating_point() else tensor.dtype}"
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:

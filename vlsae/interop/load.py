@@ -74,6 +74,8 @@ def open_knowing(
 
 def _dialect(source: Source, name: str | None) -> Dialect:
     if name is not None:
+        if name not in DIALECTS:
+            raise DialectError(f"dialect={name!r} is unknown; known are {', '.join(DIALECTS)}.")
         return DIALECTS.get(name)()
     found = [reader for reader in (DIALECTS.get(known)() for known in DIALECTS) if reader.sniff(source)]
     if len(found) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -35,10 +36,15 @@ class Source:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.exists():
-            raise DialectError(f"{self.path} does not exist; give a checkpoint's file or folder, or user/repository.")
-        self.folder = self.path if self.path.is_dir() else self.path.parent
-        self.weights = _weight_file(self.path) if self.path.is_dir() else self.path
+        try:
+            if not (self.path.is_file() or self.path.is_dir()):
+                raise DialectError(
+                    f"{self.path} does not exist; give a checkpoint's file or folder, or user/repository."
+                )
+            self.folder = self.path if self.path.is_dir() else self.path.parent
+            self.weights = _weight_file(self.path) if self.path.is_dir() else self.path
+        except OSError as error:
+            raise DialectError(f"{self.path} cannot be looked into: {error}.") from error
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -63,17 +69,23 @@ class Source:
             raise DialectError(f"{self.weights} cannot be read: {error}.") from error
         return _clearly(json_object, line, self.weights) if line else {}
 
-    @cached_property
+    @property
     def content(self) -> Any:
         """What the weight file holds: nested dictionaries, plain values, `Stored` tensors and `Inert` objects."""
-        classes = [name for dialect in DIALECTS for name in DIALECTS.get(dialect).classes]
-        return _clearly(read_content, self.weights, classes)
+        return self._content_and_values[0]
 
-    @cached_property
+    @property
     def values(self) -> dict[str, Any]:
         """The same, flat: values and `Stored` tensors by dotted names, at most a few hundred thousand."""
+        return self._content_and_values[1]
+
+    @cached_property
+    def _content_and_values(self) -> tuple[Any, dict[str, Any]]:
+        """Both at once: what cannot be made flat may be nested without end, and is not given to anyone."""
+        classes = [name for dialect in DIALECTS for name in DIALECTS.get(dialect).classes]
+        content = _clearly(read_content, self.weights, classes)
         try:
-            return dict(leaves(self.content))
+            return content, dict(leaves(content))
         except PickleError as error:
             raise DialectError(f"{self.weights}: {error}; no dictionary does.") from error
 
@@ -94,7 +106,7 @@ class Source:
         """One tensor as float32 (whole numbers as they are), looked at for values that are not finite.
 
         Raises:
-            DialectError: for a tensor that is missing or holds NaN.
+            DialectError: for a tensor that is missing, or holds values that are not finite in float32.
         """
         if name not in self.shapes:
             raise DialectError(
@@ -103,18 +115,19 @@ class Source:
         tensor = _clearly(self.values[name].read)
         if not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
-        if tensor.is_complex() or not torch.isfinite(tensor).all():
+        single = tensor if tensor.is_complex() else tensor.float()
+        if single.is_complex() or not torch.isfinite(single).all():
             raise DialectError(
                 f"{self.weights}: {name} holds NaN, infinite or complex values; the run that wrote it failed."
             )
-        return tensor.float()
+        return single
 
     def number(self, name: str) -> float | int:
         """A scalar: a plain value, or a tensor of one element."""
         value = self.tensor(name) if name in self.shapes else self.values.get(name)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise DialectError(f"{self.weights}: {name} is no number; expected one.")
         return value
 
