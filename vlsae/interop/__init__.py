@@ -5,8 +5,6 @@ user adds to a file that does not say everything; `dialects/` has one file a dia
 `doctor.py` holds a dictionary against a model, with the parts in `examination/`. `DIALECTS.md` is for users.
 """
 
-from vlsae.interop.convert import convert
-from vlsae.interop.doctor import examine
 from vlsae.interop.load import load_dictionary
 
-__all__ = ["convert", "examine", "load_dictionary"]
+__all__ = ["load_dictionary"]
