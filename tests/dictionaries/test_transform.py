@@ -29,6 +29,8 @@ def test_what_each_transform_promises():
     assert (seen("standardise").std(0, correction=0) - 1).abs().max() < 1e-4
     assert (seen("unit").norm(dim=1) - 1).abs().max() < 1e-5
     assert torch.allclose(seen("layer_norm"), torch.nn.functional.layer_norm(X, (9,), eps=1e-10), atol=1e-5)
+    deviations = ((X - X.mean(1, keepdim=True)).square().sum(1, keepdim=True) / 8).sqrt()  # d - 1 = 8
+    assert torch.allclose(seen("layer_norm_unbiased") * (deviations + 1e-5), X - X.mean(1, keepdim=True), atol=1e-5)
     with pytest.raises(ValueError, match="input_transform='log' is unknown; use one of none, centre"):
         InputTransform(9, "log")
 
@@ -58,12 +60,25 @@ def test_folding_keeps_the_reconstruction(kind):
     assert torch.allclose(sae.encode(X), codes / scale, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["standardise", "unit", "layer_norm"])
+@pytest.mark.parametrize("kind", ["standardise", "unit", "layer_norm", "layer_norm_unbiased"])
 def test_what_cannot_be_folded_says_so(kind):
     sae = TopKDictionary(9, 20, k=4)
     sae.transform = InputTransform.fit(X, kind)
     with pytest.raises(ValueError, match="cannot be folded into weights"):
         sae.fold_transform()
+
+
+def test_the_unbiased_layer_norm_is_undone_without_its_epsilon():
+    """As SAELens and ViT-Prisma do: there and back shrinks a token's deviations by std / (std + 1e-5)."""
+    small = 1e-4 * torch.randn(5, 9, generator=torch.Generator().manual_seed(0))  # where 1e-5 counts
+    transform = InputTransform(9, "layer_norm_unbiased")
+    centred, std = small - small.mean(1, keepdim=True), small.std(1, keepdim=True)
+    assert torch.allclose(
+        transform.inverse(transform(small), small),
+        small.mean(1, keepdim=True) + centred * std / (std + 1e-5),
+        atol=1e-9,
+    )
+    assert transform(torch.ones(1, 9)).abs().max() == 0  # a constant token has no deviation to divide by
 
 
 def test_codes_of_a_token_transform_need_the_token():

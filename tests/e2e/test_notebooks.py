@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def _kernel(folder: Path) -> AsyncKernelManager:
     return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
 
 
-def _executed(path: Path, folder: Path):
+def _executed(path: Path, folder: Path, **environment: str):
     """The notebook with its outputs; raises CellExecutionError with the cell and its traceback."""
     work = folder / "work"
     work.mkdir()
@@ -49,6 +50,7 @@ def _executed(path: Path, folder: Path):
         "VLSAE_CACHE": str(folder / "cache"),  # nothing of earlier runs
         "HF_HUB_OFFLINE": "1",
         "IPYTHONDIR": str(folder / "ipython"),  # no start-up files of the user
+        **environment,
     }
     env.pop("MPLBACKEND", None)  # the notebook's own is the inline one
     notebook = jupytext.read(path)
@@ -76,9 +78,21 @@ def test_the_pair_is_in_step(path):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "not executed from top to bottom"
 
 
+@pytest.fixture(scope="module")
+def running(request, tmp_path_factory):
+    """The runs of all notebooks that were asked for, two at a time with a thread each: shorter than one after another."""
+    asked = [item.callspec.params["path"] for item in request.session.items
+             if getattr(item, "originalname", "") == "test_it_runs_from_scratch"]  # fmt: skip
+    with ThreadPoolExecutor(2) as pool:
+        longest_first = sorted(asked, key=lambda path: -path.with_suffix(".ipynb").stat().st_size)
+        yield {
+            p: pool.submit(_executed, p, tmp_path_factory.mktemp(p.stem), OMP_NUM_THREADS="1") for p in longest_first
+        }
+
+
 @each_notebook
-def test_it_runs_from_scratch(path, tmp_path):
-    code = [cell for cell in _executed(path, tmp_path).cells if cell.cell_type == "code"]
+def test_it_runs_from_scratch(path, running):
+    code = [cell for cell in running[path].result().cells if cell.cell_type == "code"]
     warned = [o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
     assert not warned
 

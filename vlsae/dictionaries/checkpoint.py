@@ -130,12 +130,12 @@ def _description(dictionary: Dictionary) -> dict:
             "model_name": dictionary.metadata.get("model"),
             "hook_name": dictionary.metadata.get("site"),
             "vlsae": {
+                **{name: value for name, value in dictionary.metadata.items() if name not in FACTS},
                 "schema": SCHEMA,
                 "version": __version__,
                 "family": dictionary.family,
                 "settings": dictionary.settings,
                 "input_transform": dictionary.transform.kind,
-                **dictionary.metadata,
             },
         },
     }
