@@ -7,19 +7,21 @@ import pytest
 import torch
 
 from vlsae import train
+from vlsae.cli import main
 from vlsae.dictionaries.batch_topk import BatchTopKDictionary
 from vlsae.dictionaries.jumprelu import JumpReLUDictionary
 from vlsae.dictionaries.projection import ProjectionDictionary
 from vlsae.dictionaries.topk import TopKDictionary
 from vlsae.dictionaries.transcoder import Transcoder
 from vlsae.dictionaries.transform import InputTransform
+from vlsae.interop.dialect import DIALECTS, Dialect
 from vlsae.interop.doctor import examine
 from vlsae.interop.examination.fit import Sums
 from vlsae.interop.examination.tokens import sample_inputs
 from vlsae.world import scenes
 
 RECIPE = {"batch_size": 256, "lr": 2e-3, "engine": "torch", "progress": False}
-N = 8  # images a diagnosis
+N = 6  # images a diagnosis
 OWN = "vision.4.resid_post"  # where the shared store was taken, by its non-negative number
 
 
@@ -275,3 +277,57 @@ def test_a_diagnosis_is_json(sae, held, tmp_path):
         and data["metrics"]["stretch"]["value"] is None
         and data["findings"][0]["severity"] == "wrong"
     )
+
+
+def test_the_command(sae, images, tmp_path, capsys):
+    """Exit code 0 where it fits and 1 where not; tables and words, or JSON."""
+    for i in range(4):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        images[i].image.save(tmp_path / "photos" / f"{i}.png")
+    sae.save(tmp_path / "sae")
+    command = ["doctor", str(tmp_path / "sae"), "--model", "tiny", "--data", str(tmp_path / "photos"),
+               "--out", str(tmp_path / "d.json")]  # fmt: skip
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "It fits vision.4.resid_post of tiny" in text and max(map(len, text.splitlines())) <= 120
+    assert main([*command, "--site", "vision.1.resid_post", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["fits"] is False and data == {
+        "diagnosis": str(tmp_path / "d.json"),
+        **json.loads((tmp_path / "d.json").read_text()),
+    }
+    assert main([*command, "--set", "k=3"]) == 2
+    assert "takes no k" in capsys.readouterr().err
+
+
+def test_a_foreign_file_opens_in_every_command(sae, store, tmp_path, monkeypatch, capsys):
+    """`vlsae stats` on a dictionary of another project, which says all that is needed."""
+
+    class Other(Dialect):
+        name, project = "other", "Other"
+
+        def sniff(self, source):
+            return source.has("mine")
+
+        def read(self, source, answers):
+            answers.settle()
+            found = copy.deepcopy(sae)
+            found.W_enc.copy_(source.tensor("mine"))
+            return found
+
+    DIALECTS._discover()
+    monkeypatch.setitem(DIALECTS._parts, "other", Other)
+    torch.save({"mine": sae.W_enc.data.clone()}, tmp_path / "ae.pt")
+    command = [
+        "stats",
+        "--data",
+        str(store.path),
+        "--dictionary",
+        str(tmp_path / "ae.pt"),
+        "--out",
+        str(tmp_path / "s"),
+        "--json",
+    ]
+    assert main(command) == 0
+    alive = (sae.encode(torch.cat([x.flatten(0, 1) for _, x in store.batches(8)])) > 0).any(0)
+    assert json.loads(capsys.readouterr().out)["alive"] == int(alive.sum())

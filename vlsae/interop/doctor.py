@@ -174,5 +174,12 @@ def _verdict(
         return (f"It fits {site} of {spec}: it explains {whole.ev:.1%} of the variance with {whole.mean_l0:.1f} active latents "
                 f"a token.{look}")  # fmt: skip
     about = ", ".join(dict.fromkeys(finding.about for finding in wrong))
-    better = f" It fits best {remedies[0][1]}, where it explains {remedies[0][0]:.1%}." if remedies else ""
-    return f"It does not fit {site} of {spec} as it is (wrong: {about}; explained variance {whole.ev:.3f}).{better}"
+    better, how = remedies[0] if remedies else (0.0, "")
+    if better >= rules.LEAST_EV:
+        advice = f"It fits best {how}, where it explains {better:.1%}."
+    else:
+        most = f"; the most is {better:.1%}, {how}" if remedies else ""
+        advice = (
+            f"No other site or input was found with which it explains {rules.LEAST_EV:.0%}{most}: is this its model?"
+        )
+    return f"It does not fit {site} of {spec} as it is (wrong: {about}; explained variance {whole.ev:.3f}). {advice}"

@@ -13,9 +13,10 @@ from vlsae.interop.examination.diagnosis import AS_IS, Finding, Row
 from vlsae.interop.examination.fit import Fit, fit, interval, shuffled
 from vlsae.interop.examination.roles import known
 from vlsae.interop.examination.rules import GAIN, LEAST_EV, severity_of_gain
-from vlsae.interop.examination.trials import Trial, transforms, trials
+from vlsae.interop.examination.trials import Trial, trials
 
 TIE = 0.01  # explained variance: of uses so close the one listed first, which is the more usual, is named
+SEARCHED = 16  # images on which sites and inputs are tried together
 Bar = Callable[[Sequence, str], Iterable]
 WAYS = {
     "site": "sites of this width", "input": "ways to give it its input", "k": "numbers of active latents",
@@ -73,15 +74,17 @@ def compare_uses(
 
 
 def _both(dictionary: Dictionary, probes: Mapping[str, Tensor], own: str, bar: Bar) -> tuple[str, Trial, Fit]:
-    """The best transform at another site of the same stream: what a file leaves open is often the block and the scaling."""
+    """The best input at another site of the same stream: what a file leaves open is often the block and the scaling."""
     sites = [site for site in probes if site != own and site.split(".")[-1] == own.split(".")[-1]] or list(probes)
     found = [
-        (site, trial, fit(dictionary, probes[site], trial.reconstruct))
+        (site, trial, fit(dictionary, probes[site][:SEARCHED], trial.reconstruct).ev)
         for site in bar(sites, "sites and inputs")
-        for trial in transforms(dictionary, probes[site].flatten(0, 1))
+        for trial in trials(dictionary, probes[site].flatten(0, 1))
+        if trial.about == "input"
     ]
-    most = max(known(use[2].ev) for use in found)
-    return next(use for use in found if known(use[2].ev) >= most - TIE)
+    most = max(known(ev) for *_, ev in found)
+    site, trial, _ = next(use for use in found if known(use[2]) >= most - TIE)
+    return site, trial, fit(dictionary, probes[site], trial.reconstruct)
 
 
 def findings_of(compared: Comparison) -> tuple[list[Finding], list[tuple[float, str]]]:
@@ -119,12 +122,11 @@ def _best_use(
     (how, remedy), best = next(use for use in fits.items() if known(use[1].ev) >= most - TIE)
     severity = compared.severity(best)
     here = f"{compared.here.ev:.3f} at {compared.own} as it is"
+    counts = f"a gain of {GAIN}, to above 0, counts"
     if severity == "ok":
         of = f"None of {len(fits)} other {WAYS[about]} is clearly better"
-        return Finding(
-            "ok", about, f"{of}: it explains {here}, and at most {best.ev:.3f} {how} ({GAIN} more counts)."
-        ), []
+        return Finding("ok", about, f"{of}: explained variance is {here}, at most {best.ev:.3f} {how} ({counts})."), []
     if about == "k":
         severity = "warning"  # more codes explain more; how many is a choice
-    text = f"It fits best {how}: it explains {best.ev:.3f}, {here} ({GAIN} more counts); {remedy}."
+    text = f"It fits best {how}: explained variance is {best.ev:.3f} then, {here} ({counts}); {remedy}."
     return Finding(severity, about, text), [(best.ev, how)]

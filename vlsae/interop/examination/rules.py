@@ -26,14 +26,14 @@ UNIT_NORM = 1e-3  # rounding of weights kept in 16 bits
 def severity_of_gain(here: float, there: float) -> str:
     """How serious it is that another use of the dictionary explains more.
 
-    "ok" for a gain below .05. "wrong" where here is below .5, or where the other use halves what is unexplained, which a
-    neighbouring choice does not; else "warning".
+    "ok" for a gain below .05, or to below 0, where the mean token is still better. "wrong" where here is below .5, or where
+    the other use halves what is unexplained, which a neighbouring choice does not; else "warning".
 
     Example:
-        >>> severity_of_gain(0.80, 0.82), severity_of_gain(0.70, 0.78), severity_of_gain(0.70, 0.86), severity_of_gain(-2, 0.3)
-        ('ok', 'warning', 'wrong', 'wrong')
+        >>> [severity_of_gain(*evs) for evs in ((0.80, 0.82), (-2, -1), (0.70, 0.78), (0.70, 0.86), (-2, 0.3))]
+        ['ok', 'ok', 'warning', 'wrong', 'wrong']
     """
-    if not there >= here + GAIN:
+    if not there >= max(0, here + GAIN):
         return "ok"
     return "wrong" if here < LEAST_EV or 1 - there <= (1 - here) / 2 else "warning"
 

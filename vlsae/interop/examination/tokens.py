@@ -20,14 +20,17 @@ STREAMS = ("resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_out")
 
 
 def site_widths(model: Backbone) -> dict[str, int]:
-    """The width of every site of a model, from one blank image and one text."""
+    """The width of every site of a model, from one blank image and one text; blocks of a stack are alike."""
     inputs = {"vision": [Image.new("RGB", (64, 64))], "text": ["a"]}
+    places = {name: Site.parse(name) for name in model.sites()}
     widths = {}
     for tower, probe in inputs.items():
-        sites = [site for site in model.sites() if Site.parse(site).tower == tower]
-        if sites:
-            widths |= {site: found.shape[-1] for site, found in model.tokens_at(probe, sites).items()}
-    return {site: widths[site] for site in model.sites()}
+        first = [name for name, site in places.items() if site.tower == tower and site.block in (0, None)]
+        if first:
+            widths |= {name: found.shape[-1] for name, found in model.tokens_at(probe, first).items()}
+    return {
+        name: widths[name if site.block is None else f"{site.tower}.0.{site.stream}"] for name, site in places.items()
+    }
 
 
 def comparable_sites(site: Site | None, widths: Mapping[str, int], width: int) -> list[str]:

@@ -43,17 +43,12 @@ class Trial:
     reconstruct: Reconstruct
 
 
-def transforms(dictionary: Dictionary, sample: Tensor) -> Iterator[Trial]:
-    """Every kind of input transform, fitted to `sample [N, d]`; on top of what the dictionary does to its input itself."""
+def trials(dictionary: Dictionary, sample: Tensor) -> Iterator[Trial]:
+    """All that are tried, for tokens like `sample [N, d]`; on top of what the dictionary does to its input itself."""
     sample = sample.to(dictionary.W_dec)
     for kind in KINDS[1:]:
         yield _behind(dictionary, InputTransform.fit(sample, kind), f"{MEANINGS[kind]} ({kind})",
                       f"set `dictionary.transform = InputTransform.fit(tokens, {kind!r})`")  # fmt: skip
-
-
-def trials(dictionary: Dictionary, sample: Tensor) -> Iterator[Trial]:
-    """All that are tried, for tokens like `sample [N, d]`."""
-    yield from transforms(dictionary, sample)
     norm = float(sample.norm(dim=1).mean())
     yield _scaled(dictionary, 1 / max(norm, 1e-12), f"input divided by its mean norm, {norm:.4g}")
     for scale in SCALES:
