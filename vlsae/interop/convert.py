@@ -102,9 +102,8 @@ def convert(
             raise DialectError(
                 f"What was written for {writer.project} cannot be read again, and was not kept: {error}"
             ) from error
-        reference = _reference(dictionary, again)
-        n, error = _compare(reference, again, _vectors(reference, seed), f"{writer.project} at {out}")
-        lost = _lost(dictionary, again, told, writer)
+        n, error, folded = _held(dictionary, again, _vectors(dictionary, seed), f"{writer.project} at {out}")
+        lost = _lost(dictionary, again, told, writer, folded)
     return Conversion(out, to, dictionary.family, again.family, lost, n, error)
 
 
@@ -137,13 +136,24 @@ def _appearing(out: Path) -> Iterator[Path]:
         raise
 
 
-def _reference(dictionary: Dictionary, again: Dictionary) -> Dictionary:
-    """What the files should be: the dictionary, with its input transform in the weights where that had to go there."""
-    if again.transform.kind == dictionary.transform.kind:
-        return dictionary
-    folded = copy.deepcopy(dictionary)
-    folded.fold_transform()
-    return folded
+def _held(dictionary: Dictionary, again: Dictionary, x: Tensor, where: str) -> tuple[int, float, bool]:
+    """What `_compare` says, and whether codes are those of the dictionary with its input transform folded into the weights.
+
+    A format without transforms has it in its weights, and its codes either as they were or in the activations' units.
+    """
+    try:
+        return *_compare(dictionary, again, x, where), False
+    except DialectError:
+        if again.transform.kind == dictionary.transform.kind:
+            raise
+        folded = copy.deepcopy(dictionary)
+        try:
+            folded.fold_transform()
+        except ValueError:
+            folded = None
+        if folded is None:
+            raise
+    return *_compare(folded, again, x, where), True
 
 
 def _vectors(dictionary: Dictionary, seed: int) -> Tensor:
@@ -206,14 +216,16 @@ def _compare(ours: Dictionary, theirs: Dictionary, x: Tensor, where: str) -> tup
     return len(x), error
 
 
-def _lost(dictionary: Dictionary, again: Dictionary, told: dict[str, Any], writer: Dialect) -> list[str]:
+def _lost(
+    dictionary: Dictionary, again: Dictionary, told: dict[str, Any], writer: Dialect, folded: bool
+) -> list[str]:  # fmt: skip
     """What is not in the files, in sentences."""
     lost = []
     if again.family != dictionary.family:
         lost.append(f"the family: it is {again.family!r} there, {dictionary.family!r} here, with the same codes.")
     if again.transform.kind != dictionary.transform.kind:
-        lost.append(f"the input transform {dictionary.transform.kind!r}: it is in the weights now, and codes are in the units "
-                    "of the activations.")  # fmt: skip
+        units = "codes are in the units of the activations" if folded else "codes are the same"
+        lost.append(f"the input transform {dictionary.transform.kind!r}: it is in the weights now, and {units}.")
     for name, value in dictionary.settings.items():
         if name not in again.settings and name not in told:
             lost.append(f"the setting {name}={value}, which does not change the codes there.")
