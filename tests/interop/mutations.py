@@ -1,10 +1,10 @@
 """Ways in which a checkpoint can be damaged, confused or hostile. Each takes a folder's files as bytes and changes them."""
 
+import copy
 import io
 import json
 import math
 import os
-import struct
 import zipfile
 
 import numpy as np
@@ -16,8 +16,11 @@ from tests.strangers import Called
 DEEP = 0
 for _ in range(45):
     DEEP = [DEEP]
-VALUES = (None, True, False, -1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**30, -(10**30), 0.5, 1e308, -1e308, math.nan, math.inf, "", "relu", "none",
-          "topk", "x" * 5000, "\x1b[2J\n", "../../etc", [], [0], [1, 2], list(range(1000)), DEEP, {}, {"a": {}}, {"k": -1}, [None], [[]])  # fmt: skip
+VALUES = (
+    None, True, False, -1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**30, -(10**30), 0.5, 1e308, -1e308, math.nan, math.inf,
+    "", "relu", "none", "topk", "x" * 5000, "\x1b[2J\n", "../../etc", [], [0], [1, 2], list(range(1000)), DEEP, {}, {"a": {}},
+    {"k": -1}, [None], [[]],
+)  # fmt: skip
 
 
 class Files(dict):
@@ -51,7 +54,10 @@ def flipped(files, random, others, mark):
 def spliced(files, random, others, mark):
     """A stretch of a file is lost, comes twice, or is another file's."""
     name = random.choice(sorted(files))
-    data, other = files[name], files[name] if random.random() < 0.5 else random.choice(others)[0].popitem()[1]
+    data, other = (
+        files[name],
+        files[name] if random.random() < 0.5 else random.choice(list(random.choice(others)[0].values())),
+    )
     (a, b), (c, d) = (sorted(random.randrange(len(held) + 1) for _ in range(2)) for held in (data, other))
     files[name] = data[:a] + other[c:d] + data[b:]
 
@@ -69,8 +75,10 @@ def confused(files, random, others, mark):
 def replaced(files, random, others, mark):
     """Another kind of file altogether."""
     name = random.choice(sorted(files))
-    files[name] = random.choice((b"", b"\0" * 100, b"<html>", b"{}", b"[]", b"null", b"{" * 9999, b'{"a":' * 9999, b"\x80\x02}.", b"PK\5\6" + bytes(18),
-                                 b"version https://git-lfs.github.com/spec/v1\n", b'{"schema": 5, "cfg": {}}\n', b'{"d_vit": 8}\n' + b"x" * 50))  # fmt: skip
+    files[name] = random.choice((
+        b"", b"\0" * 100, b"<html>", b"{}", b"[]", b"null", b"{" * 9999, b'{"a":' * 9999, b"\x80\x02}.", b"PK\5\6" + bytes(18),
+        b"version https://git-lfs.github.com/spec/v1\n", b'{"schema": 5, "cfg": {}}\n', b'{"d_vit": 8}\n' + b"x" * 50,
+    ))  # fmt: skip
 
 
 # what is in them
@@ -103,7 +111,7 @@ def hostile(random):
             return not old
         if isinstance(old, int) and random.random() < 0.3:
             return old + random.choice((-1, 1, 1000))
-        return random.choice(VALUES)
+        return copy.deepcopy(random.choice(VALUES))
 
     return change
 
@@ -121,7 +129,9 @@ def configured(files, random, others, mark):
         if kind < 0.1 and isinstance(held, dict) and held:
             del held[random.choice(list(held))]
         elif kind < 0.2 and isinstance(held, dict):
-            held[random.choice(("k", "d_sae", "\x1b" * 300, "x" * 3000, "W_dec", ""))] = random.choice(VALUES)
+            held[random.choice(("k", "d_sae", "\x1b" * 300, "x" * 3000, "W_dec", ""))] = copy.deepcopy(
+                random.choice(VALUES)
+            )
         else:
             held = changed(held, random, hostile(random))
     files[name] = json.dumps(held).encode() + end + rest
@@ -133,14 +143,19 @@ def tensor_changed(random):
     def change(t):
         if not isinstance(t, torch.Tensor):
             return hostile(random)(t)
+        if t.is_complex():
+            return t.real
         wild = random.choice((math.nan, math.inf, -math.inf, 1e38, -1e38, 0.0, -1.0))
         flat = t.flatten()
         where = torch.arange(len(flat)) == random.randrange(max(1, len(flat)))
         filled = torch.where(where, torch.tensor(wild, dtype=torch.float64), flat.double()).reshape(t.shape).to(t.dtype)
         return random.choice((
-            lambda: t.T if t.ndim == 2 else t[None], lambda: t[..., None], lambda: flat, lambda: t[:0], lambda: t[..., :0], lambda: t[1:],
-            lambda: t[..., :-1] if t.ndim else t, lambda: torch.cat([t[None], t[None]]), lambda: t.to(torch.complex64), lambda: t.int(),
-            lambda: t > 0, lambda: t.double(), lambda: t.half(), lambda: t.double() * 1e300, lambda: torch.tensor(wild), lambda: torch.empty(0),
+            lambda: t.T if t.ndim == 2 else t[None], lambda: t[..., None], lambda: flat, lambda: t[:0],
+            lambda: t[..., :0], lambda: t[1:],
+            lambda: t[..., :-1] if t.ndim else t, lambda: torch.cat([t[None], t[None]]),
+            lambda: t.to(torch.complex64), lambda: t.int(),
+            lambda: t > 0, lambda: t.double(), lambda: t.half(), lambda: t.double() * 1e300,
+            lambda: torch.tensor(wild), lambda: torch.empty(0),
             lambda: filled, lambda: filled, lambda: t.expand(2, *t.shape), lambda: t * 0, lambda: -t, lambda: t.byte(),
         ))() if t.ndim else random.choice((t[None], torch.tensor(wild), t.int(), t.expand(3)))  # fmt: skip
 
@@ -158,13 +173,15 @@ def stored(files, random, others, mark):
         if kind < 0.15 and flat:
             del held[random.choice(list(held))]
         elif kind < 0.25 and flat:
-            held[random.choice(("W_dec", "extra", "threshold", "x" * 3000, "\x1b[2J", "b_dec"))] = torch.ones(random.choice(((), (8,), (3, 2))))
+            held[random.choice(("W_dec", "extra", "threshold", "x" * 3000, "\x1b[2J", "b_dec"))] = torch.ones(
+                random.choice(((), (8,), (3, 2)))
+            )
         elif kind < 0.35 and flat and len(held) > 1:
             a, b = random.sample(list(held), 2)
             held[a], held[b] = held[b], held[a]
         elif kind < 0.45 and write is torch_bytes:
             held = changed(held, random, lambda _: Called(os.mkdir, mark))
-        else:
+        elif held or write is torch_bytes:
             held = changed(held, random, tensor_changed(random))
     files[name] = head + write(held)
 
@@ -176,14 +193,15 @@ def torch_bytes(held):
 
 
 def safetensors_bytes(held):
-    if not all(isinstance(value, torch.Tensor) for value in held.values()):
-        held = {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
-    return save({name: value.contiguous().clone() for name, value in held.items()})
+    return save({name: value.contiguous().clone() for name, value in held.items() if isinstance(value, torch.Tensor)})
 
 
 def numpy_bytes(held):
     out = io.BytesIO()
-    np.savez(out, **{name.replace("/", ""): np.asarray(value) for name, value in held.items() if isinstance(value, torch.Tensor)})
+    np.savez(
+        out,
+        **{name.replace("/", ""): np.asarray(value) for name, value in held.items() if isinstance(value, torch.Tensor)},
+    )
     return out.getvalue()
 
 
@@ -201,4 +219,17 @@ def opened(data):
         return head, None, None
 
 
-MUTATIONS = (truncated, flipped, spliced, confused, replaced, configured, configured, configured, stored, stored, stored, stored)
+MUTATIONS = (
+    truncated,
+    flipped,
+    spliced,
+    confused,
+    replaced,
+    configured,
+    configured,
+    configured,
+    stored,
+    stored,
+    stored,
+    stored,
+)

@@ -1,9 +1,12 @@
 """Whatever is done to a checkpoint: a dictionary with finite codes comes out, or one message, and nothing is executed."""
 
+import io
 import json
 import random
 import resource
 import shutil
+import struct
+import zipfile
 
 import pytest
 import torch
@@ -70,8 +73,13 @@ def outcome(files, opens, answers, folder):
 
 def has_finite_codes(dictionary):
     x = torch.randn(2, dictionary.d, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        z = dictionary.encode(x)
+    try:
+        with torch.no_grad():
+            z = dictionary.encode(x)
+    except (
+        ValueError
+    ) as error:  # it may hold atoms of any norm between steps of training, and refuses to encode with them
+        return dictionary.family == "matching_pursuit" and "Atoms have norms" in str(error)
     tame = all(bool((value.abs() < TAME).all()) for value in dictionary.state_dict().values())
     return z.shape == (2, dictionary.n_latents) and (bool(torch.isfinite(z).all()) or not tame)
 
@@ -83,7 +91,42 @@ def test_a_damaged_or_hostile_checkpoint(cases, memory, tmp_path_factory, number
     root = tmp_path_factory.getbasetemp()
     files, opens, answers = cases[number % len(cases)]
     changed = Files(files)
-    mutation(changed, random.Random(seed), [(Files(case[0]), *case[1:]) for case in cases], str(root / "executed"))
+    mutation(changed, random.Random(seed), cases, str(root / "executed"))
     dictionary = outcome(changed, opens, answers, root / "fuzz")
     assert dictionary is None or has_finite_codes(dictionary)
     assert not (root / "executed").exists()
+
+
+@settings(max_examples=300, derandomize=True, deadline=10_000, database=None, suppress_health_check=list(HealthCheck))
+@given(number=st.integers(0, 10**6), place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_bit_of_an_archives_tensors_is_refused_or_never_read(cases, tmp_path_factory, number, place, bit):
+    """The checksum of a record catches it; a record of no part in the dictionary may be damaged."""
+    archives = [case for case in cases if is_archive(case[0][case[0].weights])]
+    files, opens, answers = archives[number % len(archives)]
+    data = bytearray(files[files.weights])
+    stretches = tensor_data(bytes(data))
+    begin, end = stretches[place % len(stretches)]
+    data[begin + place % (end - begin)] ^= 1 << bit
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    changed = outcome(Files({**files, files.weights: bytes(data)}), opens, answers, folder)
+    if changed is not None:
+        whole = outcome(files, opens, answers, folder)
+        assert all(torch.equal(value, whole.state_dict()[name]) for name, value in changed.state_dict().items())
+        assert changed.settings == whole.settings and changed.metadata == whole.metadata
+
+
+def is_archive(data):
+    return zipfile.is_zipfile(io.BytesIO(data))
+
+
+def tensor_data(data):
+    """Where the records of numbers begin and end."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        infos = [
+            i for i in archive.infolist() if ("/data/" in i.filename or i.filename.endswith(".npy")) and i.file_size
+        ]
+    starts = [
+        i.header_offset + 30 + sum(struct.unpack("<2H", data[i.header_offset + 26 : i.header_offset + 30]))
+        for i in infos
+    ]
+    return [(start, start + info.file_size) for start, info in zip(starts, infos)]
