@@ -68,6 +68,8 @@ class ArchetypalDictionary(Dictionary):
     @torch.no_grad()
     def _mix(self, generator: torch.Generator) -> None:
         """Every atom near one candidate, each candidate once before any twice; the encoder is the inverse of each."""
+        if self.mixture.is_meta:  # shapes are all that is asked for
+            return
         n, points = self.mixture.shape
         rounds = -(-n // points)
         near = torch.cat([torch.randperm(points, generator=generator) for _ in range(rounds)])[:n]

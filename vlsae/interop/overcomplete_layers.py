@@ -41,7 +41,8 @@ def archetypal(module: SavedModule, layer: str, delta: float) -> tuple[Tensor, T
     A file that was written after an optimiser step holds mixtures off the simplex and relaxations that are too long.
     """
     mixture, relaxation, points = (module.tensor(f"{layer}.{name}").double() for name in ("W", "Relax", "C"))
-    if not mixture.ndim == relaxation.ndim == points.ndim == 2 or mixture.shape[1] != len(points):
+    matrices = mixture.ndim == relaxation.ndim == points.ndim == 2 and mixture.shape[1] == len(points)
+    if not matrices or relaxation.shape != (len(mixture), points.shape[1]):
         raise DialectError(
             f"{module.source.weights}: {layer}.W, Relax and C have shapes {list(mixture.shape)}, {list(relaxation.shape)} and "
             f"{list(points.shape)}; expected [n, candidates], [n, d] and [candidates, d]."
@@ -55,7 +56,12 @@ def archetypal(module: SavedModule, layer: str, delta: float) -> tuple[Tensor, T
 def log_scale(module: SavedModule, layer: str) -> Tensor:
     """The logarithm of what all atoms are multiplied with; 0 before releases that have it."""
     name = f"{layer}.multiplier"
-    return module.tensor(name).double().reshape(1) if module.has(name) else torch.zeros(1, dtype=torch.float64)
+    if not module.has(name):
+        return torch.zeros(1, dtype=torch.float64)
+    scale = module.tensor(name).double().flatten()
+    if len(scale) != 1:
+        raise DialectError(f"{module.source.weights}: {name} holds {len(scale)} numbers; expected one.")
+    return scale
 
 
 def atoms(module: SavedModule, layer: str, normalization: str | None, delta: float | None) -> Tensor:
@@ -72,7 +78,7 @@ def raw_weights(module: SavedModule, layer: str) -> Tensor:
     """The weights of a plain dictionary layer, `[n, d]`, as they stand in the file."""
     name = f"{layer}._weights" if module.has(f"{layer}._weights") else f"{layer}.dictionary"
     weights = module.tensor(name).double()
-    if weights.ndim != 2:
+    if weights.ndim != 2 or not weights.numel():
         raise DialectError(f"{module.source.weights}: {name} has shape {list(weights.shape)}; expected [n_latents, d].")
     return weights
 

@@ -235,7 +235,7 @@ def _subtract(made: dict[str, Tensor]) -> None:
 
 
 def _pursuit(config: SaelensConfig, made: dict[str, Tensor], subtracts: bool) -> dict[str, Tensor]:
-    norms = made["W_dec"].norm(dim=1)
+    norms = made["W_dec"].double().norm(dim=1)
     if (norms - 1).abs().max() > UNIT:
         raise DialectError(
             f"{config.where.parent} is a matching pursuit over atoms of norm {norms.min():.3g} to {norms.max():.3g}; with "
