@@ -13,8 +13,8 @@ import torch
 
 from tests.interop.make_fixtures import fresh, inputs, record
 
-PEER = "PatchSAE as in StrockLee/patchsae-main 77a4e55 (SparseAutoencoder, save_model, tasks.utils.load_sae)"
-GATED = "PatchSAE as in StrockLee/patchsae-main 77a4e55, with forward_gated as its forks have it (it is empty there)"
+PEER = "transcribed for inference: PatchSAE as in StrockLee/patchsae-main 77a4e55 (SparseAutoencoder, save_model, tasks.utils.load_sae)"
+GATED = "transcribed for inference: PatchSAE as in StrockLee/patchsae-main 77a4e55, with forward_gated as its forks have it (it is empty there)"
 HUGOFRY = "structure only: HugoFry/mats_sae_training_for_ViTs, codes by PatchSAE's class, which descends from it"
 D, FACTOR = 8, 4
 
