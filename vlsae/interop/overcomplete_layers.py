@@ -12,6 +12,7 @@ from vlsae.interop.modules import SavedModule
 
 NORMALIZATIONS = ("l2", "max_l2", "l1", "max_l1", "identity")
 EPSILON = 1e-8  # added to norms and sums there
+LOG_AT_MOST = 80.0  # float32 ends at exp(88)
 BATCH_NORM_EPSILON = 1e-5  # torch's default, which its encoders keep
 REFUSED = {  # parts of an encoder, and why no family of ours has them
     "mlp_blocks": "hidden layers",
@@ -55,7 +56,12 @@ def archetypal(module: SavedModule, layer: str, delta: float) -> tuple[Tensor, T
 def log_scale(module: SavedModule, layer: str) -> Tensor:
     """The logarithm of what all atoms are multiplied with; 0 before releases that have it."""
     name = f"{layer}.multiplier"
-    return module.tensor(name).double().reshape(1) if module.has(name) else torch.zeros(1, dtype=torch.float64)
+    value = module.number(name) if name in module.shapes else 0.0
+    if abs(value) > LOG_AT_MOST:
+        raise DialectError(
+            f"{module.source.weights}: {name} is {value:.3g}, and atoms are multiplied with its exponential."
+        )
+    return torch.tensor([value], dtype=torch.float64)
 
 
 def atoms(module: SavedModule, layer: str, normalization: str | None, delta: float | None) -> Tensor:

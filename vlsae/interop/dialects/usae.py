@@ -79,7 +79,7 @@ class UniversalSAE(Dialect):
 
 def _transform(source: Source, d: int, mean: Any, std: Any) -> InputTransform:
     """`(a - mean) / (std + 1e-5)` with one mean and one deviation, or nothing."""
-    if mean == std == NONE:
+    if (mean, std) == (NONE, NONE):
         return InputTransform(d)
     if not _is_number(mean) or not _is_number(std) or std < 0:
         raise DialectError(
