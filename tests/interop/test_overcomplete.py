@@ -172,6 +172,7 @@ BLOCK = "encoder.final_block.1"
         ({"encoder.gate": torch.ones(N)}, "a part named 'gate'"),
         ({"Q": torch.linspace(0, 1, 4)}, "QSAE"),
         ({"encoder.final_block.0.bias": torch.zeros(D)}, r"bias \[6\]; expected"),
+        ({"encoder.final_block.0.weight": torch.tensor(1.0)}, r"weights \[\] and a bias \[20\]; expected"),
         ({"dictionary._weights": torch.ones(N, D, 1)}, r"expected \[n_latents, d\]"),
     ],
 )
