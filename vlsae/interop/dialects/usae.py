@@ -59,11 +59,9 @@ class UniversalSAE(Dialect):
             mean=Fact(None, "mean of the inputs, model_mean of the yaml file", f"published are {PUBLISHED} (std); or none"),
             std=Fact(None, "deviation of the inputs, model_std of the yaml file", "see mean; none where they are raw"),
         )  # fmt: skip
-        if module.shapes[f"{LINEAR}.weight"] != (n, d):
-            raise DialectError(
-                f"{source.weights}: the encoder has shape {list(module.shapes[f'{LINEAR}.weight'])} and the dictionary {[n, d]}; "
-                "expected the same."
-            )
+        shape = module.shapes[f"{LINEAR}.weight"]
+        if shape != (n, d):
+            raise DialectError(f"{source.weights}: the encoder has shape {list(shape)}, the dictionary {[n, d]}; save it again.")
         gain, shift, mean, variance = batch_norm(module, NORM, n)
         tensors = {
             "W_enc": module.tensor(f"{LINEAR}.weight").T, "b_enc": module.tensor(f"{LINEAR}.bias"),
