@@ -61,7 +61,9 @@ class UniversalSAE(Dialect):
         )  # fmt: skip
         shape = module.shapes[f"{LINEAR}.weight"]
         if shape != (n, d):
-            raise DialectError(f"{source.weights}: the encoder has shape {list(shape)}, the dictionary {[n, d]}; save it again.")
+            raise DialectError(
+                f"{source.weights}: the encoder has shape {list(shape)}, the dictionary {[n, d]}; they differ."
+            )
         gain, shift, mean, variance = batch_norm(module, NORM, n)
         tensors = {
             "W_enc": module.tensor(f"{LINEAR}.weight").T, "b_enc": module.tensor(f"{LINEAR}.bias"),
