@@ -97,7 +97,7 @@ def encoder(module: SavedModule, tied_to: Tensor | None) -> tuple[Tensor, Tensor
     base = "encoder.final_block" if module.has("encoder.final_block.0.weight") else "encoder"
     linear = f"{base}.0" if module.has(f"{base}.0.weight") else "encoder"
     W = tied_to if tied_to is not None else module.tensor(f"{linear}.weight").double()
-    b = module.tensor(f"{linear}.bias").double() if module.has(f"{linear}.bias") else W.new_zeros(len(W))
+    b = module.tensor(f"{linear}.bias").double() if module.has(f"{linear}.bias") else W.new_zeros(W.shape[:1])
     left -= {f"{linear}.weight", f"{linear}.bias"}
     if W.ndim != 2 or b.shape != W.shape[:1]:
         raise DialectError(
