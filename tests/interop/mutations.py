@@ -156,7 +156,8 @@ def tensor_changed(random):
             lambda: t.to(torch.complex64), lambda: t.int(),
             lambda: t > 0, lambda: t.double(), lambda: t.half(), lambda: t.double() * 1e300,
             lambda: torch.tensor(wild), lambda: torch.empty(0),
-            lambda: filled, lambda: filled, lambda: t.expand(2, *t.shape), lambda: t * 0, lambda: -t, lambda: t.byte(),
+            lambda: filled, lambda: filled, lambda: t.expand(2, *t.shape), lambda: t * 0,
+            lambda: ~t if t.dtype == torch.bool else -t, lambda: t.byte(),
         ))() if t.ndim else random.choice((t[None], torch.tensor(wild), t.int(), t.expand(3)))  # fmt: skip
 
     return change

@@ -38,12 +38,17 @@ def fixtures():
         yield files_of(path.parent), facts["opens"], {"model": "unknown", "site": "unknown"} | facts["answers"]
 
 
+class Cases(list):
+    def __repr__(self):  # hypothesis prints it where an example fails
+        return f"<{len(self)} cases>"
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     """All fixtures, and our own folder of every family."""
     root = tmp_path_factory.mktemp("own")
     own = [(files_of(make(family).save(root / family)), ".", {}) for family in DICTIONARIES]
-    return [*own, *fixtures()]
+    return Cases([*own, *fixtures()])
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,8 @@ def outcome(files, opens, answers, folder):
 
 
 def has_finite_codes(dictionary):
+    if not all((value.abs() < TAME).all() for value in dictionary.state_dict().values()):
+        return True
     x = torch.randn(2, dictionary.d, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
@@ -80,11 +87,10 @@ def has_finite_codes(dictionary):
         ValueError
     ) as error:  # it may hold atoms of any norm between steps of training, and refuses to encode with them
         return dictionary.family == "matching_pursuit" and "Atoms have norms" in str(error)
-    tame = all(bool((value.abs() < TAME).all()) for value in dictionary.state_dict().values())
-    return z.shape == (2, dictionary.n_latents) and (bool(torch.isfinite(z).all()) or not tame)
+    return z.shape == (2, dictionary.n_latents) and bool(torch.isfinite(z).all())
 
 
-@settings(max_examples=2000, derandomize=True, deadline=10_000, database=None, phases=[Phase.generate, Phase.shrink],
+@settings(max_examples=1800, derandomize=True, deadline=10_000, database=None, phases=[Phase.generate, Phase.shrink],
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(number=st.integers(0, 10**6), mutation=st.sampled_from(MUTATIONS), seed=st.integers(0, 2**32))
 def test_a_damaged_or_hostile_checkpoint(cases, memory, tmp_path_factory, number, mutation, seed):
@@ -97,7 +103,7 @@ def test_a_damaged_or_hostile_checkpoint(cases, memory, tmp_path_factory, number
     assert not (root / "executed").exists()
 
 
-@settings(max_examples=300, derandomize=True, deadline=10_000, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, derandomize=True, deadline=10_000, database=None, suppress_health_check=list(HealthCheck))
 @given(number=st.integers(0, 10**6), place=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_bit_of_an_archives_tensors_is_refused_or_never_read(cases, tmp_path_factory, number, place, bit):
     """The checksum of a record catches it; a record of no part in the dictionary may be damaged."""

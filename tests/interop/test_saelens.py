@@ -106,7 +106,7 @@ def test_whitening_needs_its_file_whole(tmp_path):
     ("topk", {"k": 2.5}, ("k is '2.5'", "whole number")),
     ("topk", {"k": 25}, ("k=25 must lie between 1 and n_latents=24",)),
     ("topk", {"k": 0}, ("k is '0'",)),
-    ("topk", {"k": 10**30}, ("1000", "larger than the weights")),
+    ("topk", {"k": 10**30}, ("'k': 1000", "larger than the weights")),
     ("topk", {"k": float("nan")}, ("k is 'nan'",)),
     ("matryoshka_batchtopk_training", {"matryoshka_widths": [8, 4, 24]}, ("prefixes", "must rise")),
     ("matryoshka_batchtopk_training", {"matryoshka_widths": "all"}, ("matryoshka_widths is 'all'", "list")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import struct
@@ -219,8 +220,10 @@ def assemble(
         numbers = [n for _, n in leaves(dict(settings)) if isinstance(n, (int, float))]
         if not all(math.isfinite(n) and (isinstance(n, float) or abs(n) <= max(largest, 1)) for n in numbers):
             raise ValueError(f"{settings} are larger than the weights")
+        kind = DICTIONARIES.get(family)
+        _check_kinds(kind, settings)
         with torch.device("meta"):  # shapes alone: what a file promises is not allocated
-            dictionary = DICTIONARIES.get(family)(d, n_latents, **settings)
+            dictionary = kind(d, n_latents, **settings)
             dictionary.transform = InputTransform(d, transform)
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"the settings do not fit {family!r}: {error}.") from error
@@ -235,6 +238,19 @@ def assemble(
     dictionary.load_state_dict({name: _laid_out(value, expected[name]) for name, value in weights.items()}, assign=True)
     dtypes = [w.dtype for w in weights.values() if w.is_floating_point()]
     return dictionary.to(dtypes[0]) if dtypes else dictionary
+
+
+def _check_kinds(family: type[Dictionary], settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are not of the kind that the constructor says, such as a k of 2.5."""
+    kinds = {"int": int, "float": (int, float), "bool": bool, "str": str}
+    for name, parameter in inspect.signature(family.__init__).parameters.items():
+        wanted, value = kinds.get(parameter.annotation), settings.get(name)
+        if (
+            name in settings
+            and wanted
+            and (not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool))
+        ):
+            raise ValueError(f"{name}={value!r} is no {parameter.annotation}")
 
 
 def _kind(tensor: Tensor | None) -> str:

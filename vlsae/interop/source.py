@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +126,7 @@ class Source:
         value = self.tensor(name) if name in self.shapes else self.values.get(name)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e38:
             raise DialectError(f"{self.weights}: {name} is no number; expected one.")
         return value
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import re
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -214,7 +213,7 @@ def _turned(source: Source, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _given_threshold(source: Source, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e38:  # float32 has no more
         raise DialectError(f"threshold={value!r} of {source.weights} must be a number of at least 0.")
     return float(value)
 

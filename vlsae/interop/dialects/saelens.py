@@ -57,7 +57,7 @@ class Saelens(Dialect):
         said = answers.settle(**_facts(config, d, factor))
         notes = _notes(config)
         settings = _settings(config, getattr(said, "k", None), n, d, notes)
-        scale = config.number("scale", getattr(said, "scale", None), least=1e-30) or 1.0
+        scale = float(config.number("scale", getattr(said, "scale", None), least=1e-30) or 1.0)
         tensors = _as_ours(config, {name: source.tensor(name) for name in names}, scale, notes)
         if config.normalise == "covariance_whitening":
             tensors = _whitened(source, tensors)

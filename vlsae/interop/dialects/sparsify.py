@@ -113,6 +113,11 @@ def _width(source: Source, cfg: dict[str, Any]) -> int:
         )
         raise _wrong(source, "activation", activation, f"topk; {reason}")
     n, d = (*source.shapes["W_dec"], 0, 0)[:2]
+    if not source.shapes["W_dec"] == source.shapes["encoder.weight"] == (n, d):
+        raise DialectError(
+            f"{source.weights}: W_dec and encoder.weight have shapes {source.shapes['W_dec']} and "
+            f"{source.shapes['encoder.weight']}; expected the same [num_latents, d_in]."
+        )
     latents = cfg.get("num_latents") or None
     if latents is None and type(cfg.get("expansion_factor")) is int:
         latents = d * cfg["expansion_factor"]
