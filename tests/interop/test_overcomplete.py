@@ -85,6 +85,7 @@ def test_a_threshold_keeps_codes_that_are_equal_to_it(tmp_path):
     for threshold in (0.0, -1.0):  # then only the ReLU is left
         batch = opened(tmp_path, found, family="batch_topk", k=2, threshold=threshold)
         assert torch.equal(batch.encode(draw(9, D)), opened(tmp_path, found, family="relu").encode(draw(9, D)))
+        assert (batch.threshold == 0).all()
     refused(tmp_path, found, "threshold=nan; expected a number", family="batch_topk", k=2, threshold=math.nan)
 
 
@@ -122,7 +123,10 @@ def test_atoms_are_normalised_as_the_layer_does(tmp_path):
     }.items():
         found = opened(tmp_path, far, family="relu", normalization=how)
         assert found.W_dec.allclose(expected * scale, rtol=1e-5, atol=1e-7)
-    refused(tmp_path, far, "expected one of l2", family="relu", normalization="l3")
+    for how in ("l3", "unknown"):
+        refused(tmp_path, far, "expected one of l2", family="relu", normalization=how)
+    for multiplier in (torch.tensor(100.0), torch.ones(N)):
+        refused(tmp_path, state(**{"dictionary.multiplier": multiplier}), "dictionary.multiplier is", family="relu")
 
 
 def test_checkpoints_wrap_state_dicts_in_many_ways(tmp_path):
@@ -168,6 +172,7 @@ BLOCK = "encoder.final_block.1"
         ({"encoder.gate": torch.ones(N)}, "a part named 'gate'"),
         ({"Q": torch.linspace(0, 1, 4)}, "QSAE"),
         ({"encoder.final_block.0.bias": torch.zeros(D)}, r"bias \[6\]; expected"),
+        ({"encoder.final_block.0.weight": torch.tensor(1.0)}, r"weights \[\] and a bias \[20\]; expected"),
         ({"dictionary._weights": torch.ones(N, D, 1)}, r"expected \[n_latents, d\]"),
     ],
 )

@@ -42,6 +42,10 @@ class SavedModule:
         """One tensor, as `Source.tensor` gives it."""
         return self.source.tensor(self._names.get(name, self.prefix + name))
 
+    def number(self, name: str) -> float | int:
+        """A scalar, as `Source.number` gives it."""
+        return self.source.number(self._names.get(name, self.prefix + name))
+
     def value(self, name: str) -> Any:
         """A plain attribute of a pickled module: a number, a text, the name of a function; None where there is none."""
         own = self._names.get(name)

@@ -12,6 +12,7 @@ from vlsae.interop.modules import SavedModule
 
 NORMALIZATIONS = ("l2", "max_l2", "l1", "max_l1", "identity")
 EPSILON = 1e-8  # added to norms and sums there
+LOG_AT_MOST = 80.0  # float32 ends at exp(88)
 BATCH_NORM_EPSILON = 1e-5  # torch's default, which its encoders keep
 REFUSED = {  # parts of an encoder, and why no family of ours has them
     "mlp_blocks": "hidden layers",
@@ -41,8 +42,7 @@ def archetypal(module: SavedModule, layer: str, delta: float) -> tuple[Tensor, T
     A file that was written after an optimiser step holds mixtures off the simplex and relaxations that are too long.
     """
     mixture, relaxation, points = (module.tensor(f"{layer}.{name}").double() for name in ("W", "Relax", "C"))
-    matrices = mixture.ndim == relaxation.ndim == points.ndim == 2 and mixture.shape[1] == len(points)
-    if not matrices or relaxation.shape != (len(mixture), points.shape[1]):
+    if not mixture.ndim == relaxation.ndim == points.ndim == 2 or mixture.shape[1] != len(points):
         raise DialectError(
             f"{module.source.weights}: {layer}.W, Relax and C have shapes {list(mixture.shape)}, {list(relaxation.shape)} and "
             f"{list(points.shape)}; expected [n, candidates], [n, d] and [candidates, d]."
@@ -56,12 +56,12 @@ def archetypal(module: SavedModule, layer: str, delta: float) -> tuple[Tensor, T
 def log_scale(module: SavedModule, layer: str) -> Tensor:
     """The logarithm of what all atoms are multiplied with; 0 before releases that have it."""
     name = f"{layer}.multiplier"
-    if not module.has(name):
-        return torch.zeros(1, dtype=torch.float64)
-    scale = module.tensor(name).double().flatten()
-    if len(scale) != 1:
-        raise DialectError(f"{module.source.weights}: {name} holds {len(scale)} numbers; expected one.")
-    return scale
+    value = module.number(name) if name in module.shapes else 0.0
+    if abs(value) > LOG_AT_MOST:
+        raise DialectError(
+            f"{module.source.weights}: {name} is {value:.3g}, and atoms are multiplied with its exponential."
+        )
+    return torch.tensor([value], dtype=torch.float64)
 
 
 def atoms(module: SavedModule, layer: str, normalization: str | None, delta: float | None) -> Tensor:
@@ -78,7 +78,7 @@ def raw_weights(module: SavedModule, layer: str) -> Tensor:
     """The weights of a plain dictionary layer, `[n, d]`, as they stand in the file."""
     name = f"{layer}._weights" if module.has(f"{layer}._weights") else f"{layer}.dictionary"
     weights = module.tensor(name).double()
-    if weights.ndim != 2 or not weights.numel():
+    if weights.ndim != 2:
         raise DialectError(f"{module.source.weights}: {name} has shape {list(weights.shape)}; expected [n_latents, d].")
     return weights
 

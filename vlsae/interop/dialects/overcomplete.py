@@ -189,13 +189,13 @@ class _Reading:
             raise DialectError(f"{self.where} says {n} concepts and has a dictionary of {self.n:,}; save it again.")
         if last not in (None, "ReLU") and family != "jumprelu":
             raise DialectError(f"{self.where}: its encoder ends in {last}; only ReLU is read.")
-        if how not in (None, *layers.NORMALIZATIONS):
+        if hasattr(self.told, "normalization") and how not in layers.NORMALIZATIONS:
             raise DialectError(
                 f"{self.where}: normalization={how!r}; expected one of {', '.join(layers.NORMALIZATIONS)}."
             )
         for name, expected in (("delta", "a number, 0 or more"), ("threshold", "a number")):
             value = self._told(name)
-            if value is not None and (not _is_number(value) or (name == "delta" and value < 0)):
+            if hasattr(self.told, name) and (not _is_number(value) or (name == "delta" and value < 0)):
                 raise DialectError(f"{self.where}: {name}={value!r}; expected {expected}.")
 
     def _note_drift(self) -> None:

@@ -52,10 +52,6 @@ class UniversalSAE(Dialect):
         module = SavedModule(source, "model_state_dict.")
         W_dec = atoms(module, "dictionary", "l2", None)
         n, d = W_dec.shape
-        if module.shapes[f"{LINEAR}.weight"] != (n, d):
-            raise DialectError(
-                f"{source.weights}: the encoder's weights have shape {module.shapes[f'{LINEAR}.weight']}; expected ({n}, {d})."
-            )
         told = answers.settle(
             model=model(),
             site=site(width=d),
@@ -63,6 +59,11 @@ class UniversalSAE(Dialect):
             mean=Fact(None, "mean of the inputs, model_mean of the yaml file", f"published are {PUBLISHED} (std); or none"),
             std=Fact(None, "deviation of the inputs, model_std of the yaml file", "see mean; none where they are raw"),
         )  # fmt: skip
+        shape = module.shapes[f"{LINEAR}.weight"]
+        if shape != (n, d):
+            raise DialectError(
+                f"{source.weights}: the encoder has shape {list(shape)}, the dictionary {[n, d]}; they differ."
+            )
         gain, shift, mean, variance = batch_norm(module, NORM, n)
         tensors = {
             "W_enc": module.tensor(f"{LINEAR}.weight").T, "b_enc": module.tensor(f"{LINEAR}.bias"),
@@ -83,7 +84,7 @@ class UniversalSAE(Dialect):
 
 def _transform(source: Source, d: int, mean: Any, std: Any) -> InputTransform:
     """`(a - mean) / (std + 1e-5)` with one mean and one deviation, or nothing."""
-    if mean == std == NONE:
+    if (mean, std) == (NONE, NONE):
         return InputTransform(d)
     if not _is_number(mean) or not _is_number(std) or std < 0:
         raise DialectError(
