@@ -8,6 +8,7 @@ from vlsae import extract
 from vlsae.activations import PairedActivations, StoreError
 from vlsae.dictionaries import load_dictionary
 from vlsae.dictionaries.transcoder import Transcoder
+from vlsae.dictionaries.transform import InputTransform
 from vlsae.metrics.matching import max_cosine
 from vlsae.metrics.reconstruction import reconstruction
 from vlsae.training import train
@@ -92,3 +93,20 @@ def test_what_cannot_be_paired_is_refused(store):
         PairedActivations(store, torch.randn(len(store), store.d))
     with pytest.raises(ValueError, match="input_transform='centre' would change inputs"):
         train(PairedActivations(x, x), "transcoder", n_latents=8, k=1, steps=1, input_transform="centre")
+
+
+def test_a_fixed_transform_is_folded_and_one_of_each_token_is_not():
+    """Codes in the units of the activations, the reconstruction as it was; up to rounding."""
+    x = 3 + torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    sae = Transcoder(d=4, n_latents=8, k=2)
+    sae.transform = InputTransform.fit(x, "centre_sqrt_d")
+    with torch.no_grad():
+        sae.b_enc.add_(torch.linspace(-0.2, 0.3, 8))
+        sae.b_dec.add_(0.5)
+    codes, output, scale = sae.encode(x), sae(x), sae.transform.scale[0]
+    sae.fold_transform()
+    assert torch.allclose(sae.encode(x), codes / scale, atol=1e-5)
+    assert torch.allclose(sae(x), output, atol=1e-5)
+    sae.transform = InputTransform(4, "unit")
+    with pytest.raises(ValueError, match="'unit' cannot be folded"):
+        sae.fold_transform()

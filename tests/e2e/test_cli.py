@@ -23,8 +23,10 @@ def test_every_command_explains_itself(command, capsys):
         (["extract", "nowhere"], "nowhere does not exist"),
         (["extract", ".", "--model", "huge"], "Unknown model 'huge'"),
         (["train", "--data", "nowhere"], "nowhere is no activation store"),
-        (["stats", "--data", "nowhere", "--dictionary", "nothing"], "nothing is no dictionary"),
-        (["heatmap", "x.png", "--dictionary", "nothing"], "nothing is no dictionary"),
+        (["stats", "--data", "nowhere", "--dictionary", "nothing"], "'nothing' is no hub id"),
+        (["heatmap", "x.png", "--dictionary", "nothing"], "'nothing' is no hub id"),
+        (["stats", "--data", "nowhere"], "runs/run/dictionary is no folder"),
+        (["convert", "nothing", "--to", "nonsense"], "Nothing is written as 'nonsense'; choose one of "),
         (["report", "--data", "nowhere"], "nowhere is no activation store"),
     ],
 )

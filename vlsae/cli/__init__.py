@@ -8,9 +8,9 @@ import logging
 import sys
 from pathlib import Path
 
-from vlsae.cli import adapt, compare, sae, splice
+from vlsae.cli import adapt, compare, interop, sae, splice
 
-COMMANDS = {**sae.COMMANDS, **splice.COMMANDS, **adapt.COMMANDS, **compare.COMMANDS}
+COMMANDS = {**sae.COMMANDS, **splice.COMMANDS, **adapt.COMMANDS, **compare.COMMANDS, **interop.COMMANDS}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_commands(add)
     splice.add_commands(add, commands)
     adapt.add_commands(add)
+    interop.add_commands(add)
     return parser
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlsae.cli.sae import OPENED, RUN
+
 
 def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> None:
     """Declare the command; `add` makes one with the common options."""
@@ -20,7 +22,7 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
     compare.add_argument(
         "--data", required=True, help="a folder with a sub-folder a class, or a .csv with path and label"
     )
-    compare.add_argument("--dictionary", type=Path, default=Path("runs/run/dictionary"))
+    compare.add_argument("--dictionary", default=RUN / "dictionary", help=OPENED)
     compare.add_argument("--template", nargs="+", default=["a photo of a {}"], help="prompts with one {}")
     compare.add_argument("--tau", type=float, default=0.2, help="activation above which a token counts")
     compare.add_argument("--top", type=int, default=10, help="k of the headline overlap and of the remapping matrix")
@@ -38,8 +40,8 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.adaptation.comparison.comparison import compare
     from vlsae.adaptation.load import load_adapted
     from vlsae.backbones.load import load_model
-    from vlsae.dictionaries.checkpoint import load_dictionary
     from vlsae.images.sources import load_images
+    from vlsae.interop.load import load_dictionary
     from vlsae.report.comparison import write_comparison
     from vlsae.splice.model import SpLiCE
 

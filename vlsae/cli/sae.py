@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 RUN = Path("runs/run")
+OPENED = "of vlsae or of another project: folder, file, or user/repository"
 
 
 def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> None:
@@ -46,19 +47,19 @@ def add_commands(add: Callable[[str, str, Path], argparse.ArgumentParser]) -> No
 
     stats = add("stats", "Take the statistics of every latent in one pass.", RUN / "statistics")
     stats.add_argument("--data", type=Path, default=RUN / "activations", help="the store")
-    stats.add_argument("--dictionary", type=Path, default=RUN / "dictionary")
+    stats.add_argument("--dictionary", default=RUN / "dictionary", help=OPENED)
     stats.add_argument("--top", type=int, default=16, help="reference images a latent")
 
     heatmap = add("heatmap", "Draw where a latent is active in a picture.", Path("heatmap.png"))
     heatmap.add_argument("image", help="a picture file")
-    heatmap.add_argument("--dictionary", type=Path, default=RUN / "dictionary")
+    heatmap.add_argument("--dictionary", default=RUN / "dictionary", help=OPENED)
     heatmap.add_argument("--model", default=None, help="the dictionary's own where not given")
     heatmap.add_argument("--latent", type=int, nargs="*", default=None, help="the strongest 4 where not given")
     heatmap.add_argument("--style", default="overlay", choices=["overlay", "contour"])
 
     report = add("report", "Write the report of a run as one HTML file.", RUN / "report.html")
     report.add_argument("--data", type=Path, default=RUN / "activations", help="the store")
-    report.add_argument("--dictionary", type=Path, default=RUN / "dictionary")
+    report.add_argument("--dictionary", default=RUN / "dictionary", help=OPENED)
     report.add_argument("--statistics", type=Path, default=RUN / "statistics")
     report.add_argument(
         "--words", type=Path, default=None, help="a text file with one candidate name a line, 20 or more"
@@ -179,7 +180,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.activations.reader import ActivationStore
     from vlsae.concepts.statistics import latent_statistics
-    from vlsae.dictionaries.checkpoint import load_dictionary
+    from vlsae.interop.load import load_dictionary
 
     dictionary, store = load_dictionary(options.dictionary), ActivationStore(options.data)
     statistics = latent_statistics(dictionary, store, n_top=options.top, progress=not options.json)
@@ -189,10 +190,10 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
 
 def _heatmap(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.backbones.load import load_model
-    from vlsae.dictionaries.checkpoint import load_dictionary
     from vlsae.heatmaps.maps import latent_grids, strongest_latents
     from vlsae.heatmaps.render import contour, overlay, reference_grid, side_by_side, value_range, with_scale
     from vlsae.images.decode import open_image
+    from vlsae.interop.load import load_dictionary
 
     dictionary = load_dictionary(options.dictionary)
     model = load_model(options.model or dictionary.metadata.get("model") or "tiny")
@@ -215,7 +216,7 @@ def _heatmap(options: argparse.Namespace) -> dict[str, Any]:
 def _report(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.activations.reader import ActivationStore
     from vlsae.concepts.statistics import LatentStatistics
-    from vlsae.dictionaries.checkpoint import load_dictionary
+    from vlsae.interop.load import load_dictionary
     from vlsae.report.run import write_report
 
     words = options.words.read_text(encoding="utf-8").split("\n") if options.words else []

@@ -36,8 +36,7 @@ class Transcoder(TopKDictionary):
     @torch.no_grad()
     def fold_transform(self) -> None:
         """As for every family; the centre also moves into `b_enc`, because the input keeps no bias."""
-        mean = self.transform.mean.clone()
-        folded = self.transform.kind != "none"
+        before = self.transform
         super().fold_transform()
-        if folded:
-            self.b_enc.sub_(mean @ self.W_enc)
+        if before.kind != "none":
+            self.b_enc.sub_(before.mean @ self.W_enc)

@@ -54,10 +54,15 @@ class Answers:
     Args:
         given: names and values.
         where: the file they are about, for messages.
+        known: what the caller can tell besides; used where a question is open, and no mistake where none is.
+
+    Attributes:
+        taken: what was used of `known`.
     """
 
-    def __init__(self, given: Mapping[str, Any], where: str):
+    def __init__(self, given: Mapping[str, Any], where: str, known: Mapping[str, Any] | None = None):
         self.given, self.where = {k: v for k, v in given.items() if v is not None}, where
+        self.known, self.taken = dict(known or {}), {}
 
     def settle(self, **facts: Fact) -> SimpleNamespace:
         """Each fact as the file or the user says it.
@@ -69,6 +74,12 @@ class Answers:
         unknown = sorted(set(self.given) - set(facts))
         if unknown:
             raise DialectError(f"{self.where} takes no {', '.join(unknown)}; it takes {', '.join(facts) or 'nothing'}.")
+        self.taken = {
+            name: self.known[name]
+            for name, fact in facts.items()
+            if fact.found is None and name not in self.given and name in self.known
+        }
+        self.given |= self.taken
         missing = [
             name for name, fact in facts.items() if fact.needed and fact.found is None and name not in self.given
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,30 @@ def load_dictionary(
         >>> load_dictionary(folder).k
         2
     """
+    dictionary, _ = open_knowing(
+        path, answers, {}, dialect, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )  # fmt: skip
+    return dictionary.to(torch.device(device))
+
+
+def open_knowing(
+    path: str | Path, answers: Mapping[str, Any], known: Mapping[str, Any], dialect: str | None = None, **hub: Any
+) -> tuple[Dictionary, dict[str, Any]]:
+    """The same for a caller who knows more than was asked: `known` is used for questions that are open, else ignored.
+
+    Returns:
+        The dictionary on the processor, and what was used of `known`.
+    """
     if not Path(path).is_file():
-        path = fetch(path, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
-                     local_files_only=local_files_only)  # fmt: skip
+        path = fetch(path, **hub)
     source = Source(path)
     reader = _dialect(source, dialect)
-    dictionary = reader.read(source, Answers(answers, f"{source.path} ({reader.project})"))
+    asked = Answers(answers, f"{source.path} ({reader.project})", known)
+    dictionary = reader.read(source, asked)
     if reader.name != "vlsae":
         dictionary.metadata["opened_from"] = {"dialect": reader.name, "file": source.weights.name}
-    return dictionary.to(torch.device(device))
+    return dictionary, asked.taken
 
 
 def _dialect(source: Source, name: str | None) -> Dialect:

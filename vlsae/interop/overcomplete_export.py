@@ -135,10 +135,11 @@ def _archetypal(dictionary: Dictionary) -> tuple[dict, dict, dict]:
 
 
 def _pursuit(dictionary: Dictionary) -> tuple[dict, dict, dict]:
-    if not dictionary.nonnegative or dictionary.orthogonal or dictionary.tol:
+    early = not dictionary.repeats or dictionary.tol  # it may take fewer than k steps
+    if not dictionary.nonnegative or dictionary.orthogonal or early:
         raise DialectError(
             f"overcomplete's MpSAE takes the largest signed correlation, k times; this dictionary has {dictionary.settings}: "
-            "only nonnegative=True, orthogonal=False and tol=0 is the same."
+            "only nonnegative=True, orthogonal=False, tol=0 and repeats=True is the same."
         )
     state, arguments = _layer(dictionary)
     if arguments:

@@ -13,7 +13,7 @@ import torch
 
 from tests.interop.make_fixtures import fresh, inputs, record
 
-PEER = "MSAE c0bf439, sae.py (WolodjaZ/MSAE, as copied at that commit in SelenaGeRuiqi/MSAE)"
+PEER = "transcribed for inference: MSAE c0bf439, sae.py (WolodjaZ/MSAE, as copied at that commit in SelenaGeRuiqi/MSAE)"
 D, N = 8, 32
 CASES = {  # name of the case: (activation, tied, appendix of the name, what ours is called, what a user must say)
     "relu": ("ReLU", False, "ReLU_003", "relu", {}),

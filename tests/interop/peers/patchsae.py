@@ -13,8 +13,9 @@ import torch
 
 from tests.interop.make_fixtures import fresh, inputs, record
 
-PEER = "PatchSAE as in StrockLee/patchsae-main 77a4e55 (SparseAutoencoder, save_model, tasks.utils.load_sae)"
-GATED = "PatchSAE as in StrockLee/patchsae-main 77a4e55, with forward_gated as its forks have it (it is empty there)"
+CODE = "transcribed for inference: PatchSAE as in StrockLee/patchsae-main 77a4e55"
+PEER = f"{CODE} (SparseAutoencoder, save_model, tasks.utils.load_sae)"
+GATED = f"{CODE}, with forward_gated as its forks have it (it is empty there)"
 HUGOFRY = "structure only: HugoFry/mats_sae_training_for_ViTs, codes by PatchSAE's class, which descends from it"
 D, FACTOR = 8, 4
 

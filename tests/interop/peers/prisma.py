@@ -12,8 +12,9 @@ import torch
 from tests.interop.make_fixtures import fresh, inputs, record
 
 D, N = 8, 24
-PEER = ("ViT-Prisma: sae/config.py and transcoders/transcoder.py of Prisma-Multimodal/ViT-Prisma@845f8eb, sae/sae.py of its "
-        "fork xgao922/ViT-Prisma@55fc125, without their training parts")  # fmt: skip
+PEER = ("transcribed for inference: ViT-Prisma, sae/config.py and transcoders/transcoder.py of "
+        "Prisma-Multimodal/ViT-Prisma@845f8eb, sae/sae.py of its fork xgao922/ViT-Prisma@55fc125, without their training "
+        "parts")  # fmt: skip
 PATHS = dict.fromkeys(("dataset_path", "dataset_train_path", "dataset_val_path", "checkpoint_path"), "data")
 CASES = {
     "pickled_relu": {"layer_subtype": "hook_mlp_out"},

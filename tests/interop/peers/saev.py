@@ -22,7 +22,7 @@ from tests.interop.make_fixtures import fresh, inputs, record
 
 D, FACTOR = 8, 4
 N = D * FACTOR
-HEAD = "OSU-NLP-Group/saev, src/saev/nn/modeling.py of schema 5"
+HEAD = "transcribed for inference: OSU-NLP-Group/saev, src/saev/nn/modeling.py of schema 5"
 
 
 def generation(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ import torch
 
 from tests.interop.make_fixtures import fresh, inputs, record
 
-PEER = "ssfgunner/VL-SAE 2d4a675, cvlms/sae_trainer/sae_model.py"
+PEER = "transcribed for inference: ssfgunner/VL-SAE 2d4a675, cvlms/sae_trainer/sae_model.py"
 D, N, K = 8, 32, 6
 
 
