@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import struct
 import zipfile
 
 import numpy as np
@@ -187,6 +188,36 @@ def stored(files, random, others, mark):
     files[name] = head + write(held)
 
 
+def rewritten(files, random, others, mark):
+    """The pickle of an archive or the header of an array or of safetensors is changed, and all lengths and sums are right."""
+    name = files.weights
+    data = files[name]
+    if data[8:9] == b"{":
+        n = struct.unpack("<Q", data[:8])[0]
+        header = json.dumps(changed(json.loads(data[8 : 8 + n]), random, hostile(random))).encode()
+        files[name] = struct.pack("<Q", len(header)) + header + data[8 + n :]
+        return
+    head, body = (data[: data.index(b"\n") + 1], data[data.index(b"\n") + 1 :]) if data[:1] == b"{" else (b"", data)
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        records = {record: archive.read(record) for record in archive.namelist()}
+    record = random.choice([record for record in records if record.endswith(("data.pkl", ".npy"))])
+    text = bytearray(records[record])
+    for _ in range(random.choice((1, 1, 2, 5))):
+        at, kind = random.randrange(min(len(text), 2**12)), random.random()
+        if kind < 0.5:
+            text[at] = random.choice((random.randrange(256), *b"().QRbtuseahjqK}]0"))
+        elif kind < 0.7:
+            del text[at : at + random.randrange(1, 20)]
+        else:
+            text[at:at] = text[(start := random.randrange(len(text))) : start + random.randrange(1, 60)]
+    records[record] = bytes(text)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for record, held in records.items():
+            archive.writestr(record, held)
+    files[name] = head + out.getvalue()
+
+
 def torch_bytes(held):
     out = io.BytesIO()
     torch.save(held, out)
@@ -220,17 +251,4 @@ def opened(data):
         return head, None, None
 
 
-MUTATIONS = (
-    truncated,
-    flipped,
-    spliced,
-    confused,
-    replaced,
-    configured,
-    configured,
-    configured,
-    stored,
-    stored,
-    stored,
-    stored,
-)
+MUTATIONS = (truncated, flipped, spliced, confused, replaced, *3 * (configured,), *4 * (stored,), *3 * (rewritten,))

@@ -6,7 +6,9 @@ import random
 import resource
 import shutil
 import struct
+import tempfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,9 +46,16 @@ class Cases(list):
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory):
+def root():
+    """A folder in memory where the system has one: two thousand checkpoints are written and removed."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cases(root):
     """All fixtures, and our own folder of every family."""
-    root = tmp_path_factory.mktemp("own")
     own = [(files_of(make(family).save(root / family)), ".", {}) for family in DICTIONARIES]
     return Cases([*own, *fixtures()])
 
@@ -93,19 +102,18 @@ def has_finite_codes(dictionary):
 @settings(max_examples=1800, derandomize=True, deadline=10_000, database=None, phases=[Phase.generate, Phase.shrink],
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(number=st.integers(0, 10**6), mutation=st.sampled_from(MUTATIONS), seed=st.integers(0, 2**32))
-def test_a_damaged_or_hostile_checkpoint(cases, memory, tmp_path_factory, number, mutation, seed):
-    root = tmp_path_factory.getbasetemp()
+def test_a_damaged_or_hostile_checkpoint(cases, memory, root, number, mutation, seed):
     files, opens, answers = cases[number % len(cases)]
     changed = Files(files)
     mutation(changed, random.Random(seed), cases, str(root / "executed"))
-    dictionary = outcome(changed, opens, answers, root / "fuzz")
+    dictionary = outcome(changed, opens, answers, root / "case")
     assert dictionary is None or has_finite_codes(dictionary)
     assert not (root / "executed").exists()
 
 
 @settings(max_examples=250, derandomize=True, deadline=10_000, database=None, suppress_health_check=list(HealthCheck))
 @given(number=st.integers(0, 10**6), place=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_a_bit_of_an_archives_tensors_is_refused_or_never_read(cases, tmp_path_factory, number, place, bit):
+def test_a_bit_of_an_archives_tensors_is_refused_or_never_read(cases, root, number, place, bit):
     """The checksum of a record catches it; a record of no part in the dictionary may be damaged."""
     archives = [case for case in cases if is_archive(case[0][case[0].weights])]
     files, opens, answers = archives[number % len(archives)]
@@ -113,10 +121,9 @@ def test_a_bit_of_an_archives_tensors_is_refused_or_never_read(cases, tmp_path_f
     stretches = tensor_data(bytes(data))
     begin, end = stretches[place % len(stretches)]
     data[begin + place % (end - begin)] ^= 1 << bit
-    folder = tmp_path_factory.getbasetemp() / "fuzz"
-    changed = outcome(Files({**files, files.weights: bytes(data)}), opens, answers, folder)
+    changed = outcome(Files({**files, files.weights: bytes(data)}), opens, answers, root / "case")
     if changed is not None:
-        whole = outcome(files, opens, answers, folder)
+        whole = outcome(files, opens, answers, root / "case")
         assert all(torch.equal(value, whole.state_dict()[name]) for name, value in changed.state_dict().items())
         assert changed.settings == whole.settings and changed.metadata == whole.metadata
 

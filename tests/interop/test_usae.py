@@ -79,7 +79,7 @@ def test_damaged_parts_are_named(tmp_path):
     answers = {"k": 4, "mean": "none", "std": "none"}
     with pytest.raises(DialectError, match=r"final_block.1 holds shapes .* expected four vectors of 20"):
         opened(tmp_path, checkpoint(**{"encoder.final_block.1.weight": torch.ones(3)}), **answers)
-    with pytest.raises(DialectError, match="weights have shape .3, 6.; expected .20, 6."):
+    with pytest.raises(DialectError, match="encoder has shape .3, 6., the dictionary .20, 6."):
         opened(tmp_path, checkpoint(**{"encoder.final_block.0.weight": torch.ones(3, D)}), **answers)
     with pytest.raises(DialectError, match="k=21 must lie between"):
         opened(tmp_path, checkpoint(), **answers | {"k": 21})

@@ -230,7 +230,7 @@ def assemble(
     expected = dictionary.state_dict()
     wrong = sorted(name for name in {*expected, *weights} if _kind(expected.get(name)) != _kind(weights.get(name)))
     if wrong:
-        pairs = (f"{n} is {_kind(weights.get(n))}, expected {_kind(expected.get(n))}" for n in wrong[:6])
+        pairs = (f"{n[:100]} is {_kind(weights.get(n))}, expected {_kind(expected.get(n))}" for n in wrong[:6])
         raise CheckpointError(f"its tensors do not fit: {'; '.join(pairs)}.")
     lost = sorted(name for name, value in weights.items() if not torch.isfinite(value).all())
     if lost:

@@ -42,7 +42,8 @@ def archetypal(module: SavedModule, layer: str, delta: float) -> tuple[Tensor, T
     A file that was written after an optimiser step holds mixtures off the simplex and relaxations that are too long.
     """
     mixture, relaxation, points = (module.tensor(f"{layer}.{name}").double() for name in ("W", "Relax", "C"))
-    if not mixture.ndim == relaxation.ndim == points.ndim == 2 or mixture.shape[1] != len(points):
+    matrices = mixture.ndim == relaxation.ndim == points.ndim == 2 and mixture.shape[1] == len(points)
+    if not matrices or relaxation.shape != (len(mixture), points.shape[1]):
         raise DialectError(
             f"{module.source.weights}: {layer}.W, Relax and C have shapes {list(mixture.shape)}, {list(relaxation.shape)} and "
             f"{list(points.shape)}; expected [n, candidates], [n, d] and [candidates, d]."
@@ -78,7 +79,7 @@ def raw_weights(module: SavedModule, layer: str) -> Tensor:
     """The weights of a plain dictionary layer, `[n, d]`, as they stand in the file."""
     name = f"{layer}._weights" if module.has(f"{layer}._weights") else f"{layer}.dictionary"
     weights = module.tensor(name).double()
-    if weights.ndim != 2:
+    if weights.ndim != 2 or not weights.numel():
         raise DialectError(f"{module.source.weights}: {name} has shape {list(weights.shape)}; expected [n_latents, d].")
     return weights
 

@@ -52,10 +52,6 @@ class UniversalSAE(Dialect):
         module = SavedModule(source, "model_state_dict.")
         W_dec = atoms(module, "dictionary", "l2", None)
         n, d = W_dec.shape
-        if module.shapes[f"{LINEAR}.weight"] != (n, d):
-            raise DialectError(
-                f"{source.weights}: the encoder's weights have shape {module.shapes[f'{LINEAR}.weight']}; expected ({n}, {d})."
-            )
         told = answers.settle(
             model=model(),
             site=site(width=d),
