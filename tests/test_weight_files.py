@@ -1,5 +1,6 @@
 """Other weight files and configurations: whatever numpy, safetensors and JSON write is read back, what lies is refused."""
 
+import json
 import os
 import pickle
 import struct
@@ -163,6 +164,27 @@ def test_kinds_of_numbers_that_are_not_known(tmp_path):
         safe(tmp_path / "a.safetensors", {"w": {"dtype": "C64", "shape": [3], "data_offsets": [0, 24]}})
     )
     assert found["w"].dtype is None and found["w"].shape == (3,)
+    with pytest.raises(WeightFileError, match="numbers are of the kind C64"):
+        found["w"].read()
+
+
+def test_a_name_that_comes_twice_reads_within_the_file(tmp_path):
+    """safetensors and JSON may each believe another one of the two."""
+    first, second = (
+        {"dtype": "F32", "shape": [2, 3], "data_offsets": offsets} for offsets in ([0, 24], [10**9, 10**15])
+    )
+    path = safe(tmp_path / "a.safetensors", f'{{"w": {json.dumps(first)}, "w": {json.dumps(second)}}}'.encode())
+    with pytest.raises(WeightFileError, match="no whole safetensors file|cannot be read"):
+        read_content(path)["w"].read()
+
+
+def test_many_tensors_are_read_in_the_time_of_one_header(tmp_path):
+    """A header of 2,000 names, read anew for each tensor, takes seconds; once, some hundredths of one."""
+    held = {f"blocks.{i}": torch.full((4,), float(i)) for i in range(2000)}
+    save_file(held, tmp_path / "a.safetensors")
+    content = read_content(tmp_path / "a.safetensors")
+    found = bounded(lambda: {name: part.read() for name, part in content.items()}, seconds=2)
+    assert all(torch.equal(found[name], held[name]) for name in held)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz", ""])

@@ -38,8 +38,7 @@ class Inert:
     Attributes:
         name: dotted name of the class or function.
         args: arguments, as a tuple; like all that a pickle holds, they may be nested without end.
-        state: attributes that an object would have had, by name.
-        items: what was to be put into it, for sub-classes of dict.
+        state: attributes that an object would have had, by name; items: what was to be put into it, for sub-classes of dict.
     """
 
     def __init__(self, name: str, args: tuple):
@@ -62,8 +61,7 @@ def parse(data: bytes, stored: Callable[[Any], Any], build: Callable[[Inert], An
 
     Returns:
         Dictionaries, lists, tuples, plain values, `Global`s and whatever `stored` and `build` gave; sets are lists, and keys
-        that are neither text nor small integers are their text. A value may hold itself, or be nested so that going through
-        it takes for ever: go through it with `leaves`.
+        that are neither text nor small integers are their text. It may be nested without end: go through it with `leaves`.
 
     Raises:
         PickleError: for a pickle that ends early, uses operations that no weight file needs, or is too long. Time and memory

@@ -30,7 +30,7 @@ FREE = 2**26  # bytes that may be deflated to any size
 ARRAYS_AT_MOST = 10_000  # in an .npz
 INTEGER_AT_MOST = 2**128  # in a configuration; seeds are the largest that anyone writes
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, OSError, zlib.error, struct.error, RuntimeError, EOFError, ValueError,
-           OverflowError, KeyError)  # fmt: skip
+           OverflowError, LookupError)  # fmt: skip
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,25 +131,35 @@ def _safetensors(path: Path, start: bytes) -> dict[str, Stored]:
              "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
     if start[8:] != b"{":
         raise WeightFileError(f"{path} is no whole safetensors file: {_what(start)}.")
-    if int.from_bytes(start[:8], "little") > LIST_AT_MOST:
+    n = int.from_bytes(start[:8], "little")
+    if n > LIST_AT_MOST:
         raise WeightFileError(f"{path} is no whole safetensors file: its header is too long.")
+    with safe_open(path, framework="pt") as file:  # checks that the header is whole and all tensors lie in the file
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
+        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    with open(path, "rb") as file:
+        header = json.loads(file.read(8 + n)[8:])
 
-    def reader(name: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
+    def reader(name: str, shape: tuple[int, ...], kind: str) -> Callable[[], Tensor]:
+        def read() -> Tensor:  # not through `safe_open`, which reads the header anew for each tensor
             try:
-                with safe_open(path, framework="pt") as file:
-                    return file.get_tensor(name)
-            except (SafetensorError, *DAMAGED, AttributeError) as error:
-                raise WeightFileError(f"{path}: {name[:100]} cannot be read ({error}).") from error
+                if kind not in kinds:
+                    raise ValueError(f"its numbers are of the kind {kind}")
+                return _numbers(path, 8 + n + header[name]["data_offsets"][0], shape, kinds[kind])
+            except (*DAMAGED, TypeError) as error:
+                raise WeightFileError(f"{path}: {name[:100]} cannot be read ({shortened(str(error), 200)}).") from error
 
         return read
 
-    with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
-        return {
-            name: Stored(tuple(part.get_shape()), kinds.get(part.get_dtype()), reader(name))
-            for name, part in slices.items()
-        }
+    return {name: Stored(shape, kinds.get(kind), reader(name, shape, kind)) for name, (shape, kind) in found.items()}
+
+
+def _numbers(path: Path, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.fromfile(path, np.uint8, size, offset=begin)
+    if len(buffer) != size:
+        raise EOFError("it is cut off")
+    return (torch.from_numpy(buffer).view(dtype) if size else torch.empty(0, dtype=dtype)).reshape(shape)
 
 
 class _Guarded(io.FileIO):
