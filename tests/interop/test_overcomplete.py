@@ -123,8 +123,8 @@ def test_atoms_are_normalised_as_the_layer_does(tmp_path):
     }.items():
         found = opened(tmp_path, far, family="relu", normalization=how)
         assert found.W_dec.allclose(expected * scale, rtol=1e-5, atol=1e-7)
-    for how in ("l3", "unknown"):
-        refused(tmp_path, far, "expected one of l2", family="relu", normalization=how)
+    refused(tmp_path, far, "expected one of l2", family="relu", normalization="l3")
+    refused(tmp_path, far, "cannot be unknown", family="relu", normalization="unknown")
     for multiplier in (torch.tensor(100.0), torch.ones(N)):
         refused(tmp_path, state(**{"dictionary.multiplier": multiplier}), "dictionary.multiplier is", family="relu")
 

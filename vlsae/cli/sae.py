@@ -148,12 +148,12 @@ def _extract(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def named_value(text: str) -> tuple[str, Any]:
-    """`"experts=8"` as a name and a value; values are JSON, anything else is a string."""
+    """`"experts=8"` as a name and a value; values are JSON or Python's True, False and None, anything else is a string."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text}: give NAME=VALUE.")
     try:
-        return name, json.loads(value)
+        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
     except json.JSONDecodeError:
         return name, value
 

@@ -40,6 +40,8 @@ def architecture(dictionary: Dictionary) -> str:
     """SAELens' name of the architecture; one that SAELens refuses where it would lose something without a word."""
     if dictionary.transform.kind != "none":
         return f"{dictionary.family}+{dictionary.transform.kind}"
+    if dictionary.settings.get("cut"):
+        return f"{dictionary.family}+cut"
     return ARCHITECTURES.get(dictionary.family, dictionary.family)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlsae.dictionaries.base import Dictionary
-from vlsae.dictionaries.checkpoint import load_dictionary, save_dictionary
+from vlsae.dictionaries.checkpoint import WEIGHTS, load_dictionary, save_dictionary
 from vlsae.interop.answers import Answers
 from vlsae.interop.dialect import DIALECTS, Dialect
 from vlsae.interop.source import Source
@@ -20,7 +20,7 @@ class Vlsae(Dialect):
 
     def sniff(self, source: Source) -> bool:
         metadata = source.config.get("metadata")
-        return isinstance(metadata, dict) and "vlsae" in metadata
+        return isinstance(metadata, dict) and "vlsae" in metadata and source.weights.name == WEIGHTS
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
         answers.settle()
