@@ -126,6 +126,41 @@ def test_only_the_files_of_the_folder_are_fetched(hub, tmp_path):
         fetched("sub", names=["c.pt", "no.pt"])
 
 
+def test_one_file_of_many_is_named_and_its_configurations_come_along(hub, tmp_path):
+    names = ["config.json", "README.md", "checkpoints/ae_100.pt", "checkpoints/ae_200.pt", "checkpoints/note.json",
+             "checkpoints/old/ae_1.pt"]  # fmt: skip
+    for name in [*names, *(f"trainer_0/{name}" for name in names)]:
+        (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repo" / name).write_text(name)
+    hub.put("me/steps", tmp_path / "repo")
+    for inner in ("", "trainer_0/"):
+        cache = tmp_path / f"cache{inner.count('/')}"
+        path = fetch(f"me/steps/{inner}checkpoints/ae_200.pt", cache_dir=cache)
+        assert path.read_text() == "checkpoints/ae_200.pt" if not inner else path.name == "ae_200.pt"
+        root = next(cache.glob("*/snapshots/*"))
+        held = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+        assert held == {inner + name for name in ("config.json", "checkpoints/ae_200.pt", "checkpoints/note.json")}
+    with pytest.raises(CheckpointError, match="has not all of ae_300.pt"):
+        fetch("me/steps/checkpoints/ae_300.pt")
+
+
+def test_what_lies_here_has_no_revision_and_no_other_folder(hub, tmp_path, monkeypatch):
+    file = planted(ReLUDictionary).save(tmp_path / "sae") / WEIGHTS
+    assert fetch(tmp_path / "sae") == tmp_path / "sae"
+    assert fetch(str(file)) == file
+    for path in (file, tmp_path / "sae"):
+        with pytest.raises(CheckpointError, match="lies on this machine and has no revision 'v2'"):
+            fetch(path, revision="v2")
+        with pytest.raises(CheckpointError, match="has no folder 'nowhere'"):
+            fetch(path, subfolder="nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fetch(f"~/sae/{WEIGHTS}") == file
+    for missing in ("ae_100.pt", "checkpoints/ae_100.pt", "C:/models/sae", "~/other", "a" * 300 + ".pt"):
+        with pytest.raises(CheckpointError, match="does not exist; give the folder or file of a dictionary"):
+            fetch(missing)
+    assert hub.asked == []  # none of them is a question for the hub
+
+
 def test_without_weights_the_folders_that_have_some_are_named(hub, tmp_path):
     for i in range(25):
         folder = tmp_path / "repo" / f"layer_{i:02d}" / "k_32"
@@ -177,8 +212,8 @@ def test_a_cache_that_an_interruption_left_incomplete_is_not_used(hub, tmp_path)
         ("me/sae/sub", {"subfolder": "in"}, r"names a folder or revision, and so does subfolder='in'"),
         ("me/sae@v1", {"revision": "v2"}, r"and so does subfolder='', revision='v2'; give each of them once"),
         ("me/sae", {"subfolder": "../../x"}, r"'../../x' is no folder of a repository"),
-        ("./sae", {}, r"./sae is no folder; give the folder of a dictionary, or a hub id"),
-        (Path("me/sae"), {}, r"me/sae is no folder"),
+        ("./sae", {}, r"./sae does not exist; give the folder or file of a dictionary, or a hub id"),
+        (Path("me/sae"), {}, r"me/sae does not exist"),
     ],
 )
 def test_what_cannot_be_had(hub, asked, options, message):
@@ -200,8 +235,8 @@ def test_without_a_network_the_error_says_why_and_what_to_do(hub, offline):
         CheckpointError, match=r"HF_HUB_OFFLINE keeps.*unset it, or download it on another machine"
     ) as e:
         fetch("me/sae")
-    assert str(e.value).endswith("(There is no local folder 'me/sae' either.)")
-    with pytest.raises(CheckpointError, match=r"Nothing was published. To me/sae, HF_HUB_OFFLINE keeps"):
+    assert str(e.value).endswith("(There is nothing called 'me/sae' on this machine either.)")
+    with pytest.raises(CheckpointError, match=r"The dictionary was not published. To me/sae, HF_HUB_OFFLINE keeps"):
         raise_from_push(ConnectionError("offline"))
     with pytest.raises(ValueError, match="give only one"):
         download("me/sae", force_download=True, local_files_only=True)
@@ -314,7 +349,7 @@ def test_an_interrupted_push_leaves_nothing(hub, tmp_path, monkeypatch, stop):
     with pytest.raises(CheckpointError):
         download("me/other")  # the client is made by its first request
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
-    message = r"Nothing was published. The hub refused me/sae: 403 .* If this is about access, log in"
+    message = r"The dictionary was not published. The hub refused me/sae: 403 .* If this is about access, log in"
     expected = pytest.raises(CheckpointError, match=message) if stop == "refused" else pytest.raises(KeyboardInterrupt)
     with expected:
         planted(ReLUDictionary).push_to_hub("me/sae")

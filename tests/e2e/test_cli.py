@@ -25,7 +25,7 @@ def test_every_command_explains_itself(command, capsys):
         (["train", "--data", "nowhere"], "nowhere is no activation store"),
         (["stats", "--data", "nowhere", "--dictionary", "nothing"], "'nothing' is no hub id"),
         (["heatmap", "x.png", "--dictionary", "nothing"], "'nothing' is no hub id"),
-        (["stats", "--data", "nowhere"], "runs/run/dictionary is no folder"),
+        (["stats", "--data", "nowhere"], "runs/run/dictionary does not exist"),
         (["convert", "nothing", "--to", "nonsense"], "Nothing is written as 'nonsense'; choose one of "),
         (["report", "--data", "nowhere"], "nowhere is no activation store"),
     ],

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from vlsae.dictionaries.checkpoint import CheckpointError
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".npz", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".npz", ".bin", ".ckpt")
+ABOVE = ("config.json", "cfg.json")  # of the folder above, for checkpoints/STEP.pt
 HUB_ID = re.compile(r"(?:hf:)?([^/@\s]+/[^/@\s]+)(?:@(refs/pr/\d+|[^/@\s]+))?((?:/[^/@]+)*)")
 FORMS = "'user/repo', 'user/repo/sub/folder' or 'user/repo@revision/sub/folder', with or without 'hf:' before it"
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
@@ -71,40 +72,67 @@ def checked(repo_id: str, subfolder: str = "", revision: str | None = None) -> H
 
 
 def fetch(name_or_path: str | Path, *, subfolder: str = "", revision: str | None = None, **options: Any) -> Path:
-    """The local folder of a dictionary: a folder is itself, a hub id is downloaded.
+    """Where a dictionary lies on this machine: a folder or file is itself, a hub id is downloaded.
 
     Args:
-        name_or_path: a local folder, or a hub id as `parse_hub_id` reads it. Where both could be meant the folder is;
-            "hf:" before it means the hub.
+        name_or_path: a local folder or file, or a hub id as `parse_hub_id` reads it, which may end with the name of a weight
+            file. Where both could be meant it is the local one; "hf:" before it means the hub.
         subfolder: within it.
-        revision: branch, tag or commit; a local folder has none.
+        revision: branch, tag or commit; what lies on this machine has none.
         options: further arguments of `download`.
 
     Returns:
-        The folder.
+        The folder, or the file where one was named.
 
     Raises:
-        CheckpointError: for a folder that is not there, and as `parse_hub_id` and `download`.
+        CheckpointError: for what is not there, a revision or sub-folder of what cannot have one, and as `parse_hub_id` and
+            `download`.
     """
     text, local = str(name_or_path), Path(name_or_path).expanduser()
-    if not text.startswith("hf:") and local.is_dir():
-        folder = local / subfolder
-        if folder.is_dir():
-            return folder
-        inside = sorted(entry.name for entry in local.iterdir() if entry.is_dir())
-        raise CheckpointError(f"{local} has no folder {subfolder!r}; its folders: {_few(inside)}.")
-    if isinstance(name_or_path, Path) or text.startswith(("/", ".", "~")) or "\\" in text or local.exists():
-        raise CheckpointError(f"{text} is no folder; give the folder of a dictionary, or a hub id: {FORMS}.")
+    if not text.startswith("hf:") and _exists(local):
+        return _on_this_machine(local, subfolder, revision)
+    if isinstance(name_or_path, Path) or _looks_local(text):
+        raise CheckpointError(f"{text} does not exist; give the folder or file of a dictionary, or a hub id: {FORMS}.")
     asked = parse_hub_id(text)
     if (asked.subfolder and subfolder) or (asked.revision and revision):
         given = f"subfolder={subfolder!r}, revision={revision!r}"
         raise CheckpointError(f"{text!r} names a folder or revision, and so does {given}; give each of them once.")
+    inner, name = PurePosixPath(asked.subfolder or subfolder), ""
+    if inner.suffix in WEIGHT_SUFFIXES:
+        inner, name = inner.parent, inner.name
+        options["names"] = [name]
+    folder = "" if str(inner) == "." else str(inner)
     try:
-        return download(asked.repo_id, asked.subfolder or subfolder, revision=asked.revision or revision, **options)
+        return download(asked.repo_id, folder, revision=asked.revision or revision, **options) / name
     except CheckpointError as error:
         if text.startswith("hf:"):
             raise
-        raise CheckpointError(f"{error} (There is no local folder {text!r} either.)") from error
+        raise CheckpointError(f"{error} (There is nothing called {text!r} on this machine either.)") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for any file
+        return False
+
+
+def _looks_local(text: str) -> bool:
+    """Whether a text that names nothing here was meant as a path: a hub id has two parts and no drive."""
+    marked = text.startswith(("/", ".", "~")) or "\\" in text or re.match(r"[A-Za-z]:", text)
+    return bool(marked) or (text.count("/") < 2 and text.endswith(WEIGHT_SUFFIXES))
+
+
+def _on_this_machine(path: Path, subfolder: str, revision: str | None) -> Path:
+    if revision is not None:
+        raise CheckpointError(
+            f"{path} lies on this machine and has no revision {revision!r}; leave it out, or write hf: before a hub id."
+        )
+    inside = path / subfolder
+    if not subfolder or inside.is_dir():
+        return inside if subfolder else path
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+    raise CheckpointError(f"{path} has no folder {subfolder!r}; its folders: {_few(folders)}.")
 
 
 def download(
@@ -130,8 +158,8 @@ def download(
         cache_dir: the hub's own cache where None.
         local_files_only: look at nothing but the cache.
         force_download: fetch again what is in the cache.
-        names: names of files, or patterns of them ("*.json"), that are fetched, all of which must be there. Where None:
-            JSON and weights (.safetensors, .pt, .pth, .npz, .bin), of which there must be some.
+        names: names of files, or patterns of them, all of which must be there; JSON beside them comes along. Where None:
+            JSON and weights (.safetensors, .pt, .pth, .npz, .bin, .ckpt), of which there must be some.
 
     Returns:
         The local folder that holds the files; it may also hold others from earlier calls.
@@ -148,7 +176,8 @@ def download(
         raise ValueError("force_download=True fetches again and local_files_only=True fetches nothing; give only one.")
     asked = checked(repo_id, subfolder, revision)
     folder = f"{glob.escape(subfolder)}/" if subfolder else ""
-    wanted = names or ("*.json", *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES))
+    wanted = ("*.json", *(names or [f"*{suffix}" for suffix in WEIGHT_SUFFIXES]))
+    above = [f"{glob.escape(str(PurePosixPath(subfolder).parent))}/{name}" for name in ABOVE] if subfolder else []
     try:
         root = snapshot_download(
             repo_id,
@@ -157,7 +186,7 @@ def download(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            allow_patterns=[folder + name for name in wanted],
+            allow_patterns=[*(folder + name for name in wanted), *(name.removeprefix("./") for name in above)],
             ignore_patterns=[folder + "*/*"],  # a star also matches slashes, so the folder's own folders come along
         )
     except (OSError, HTTPError) as error:

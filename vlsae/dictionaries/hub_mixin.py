@@ -174,5 +174,5 @@ class HubMixin:
                 reason = (
                     refusal(error, asked) or f"To {asked}, {no_answer(error)}; save_pretrained works without the hub."
                 )
-                raise CheckpointError(f"Nothing was published. {reason}") from error
+                raise CheckpointError(f"The dictionary was not published. {reason}") from error
         return commit.pr_url or commit.commit_url

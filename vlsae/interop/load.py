@@ -25,7 +25,7 @@ def load_dictionary(
     the activation or k) has to be said; nothing is guessed.
 
     Args:
-        path: a checkpoint's file or folder, or a hub id, `[hf:]user/repo[@revision][/sub/folder]`.
+        path: a checkpoint's file or folder, or a hub id, `[hf:]user/repo[@revision][/sub/folder][/file]`.
         dialect: whose format it is, one of `DIALECTS`, where that cannot be told from the file.
         device: where the weights go.
         subfolder, revision, token, cache_dir, local_files_only: of the hub, as for `vlsae.dictionaries.hub.download`.
@@ -33,7 +33,8 @@ def load_dictionary(
             `k=32`; "unknown" for a model or site that nobody knows. The error that asks for them lists the possible answers.
 
     Returns:
-        The dictionary. `metadata["opened_from"]` has the dialect and file, `metadata["notes"]` what is good to know.
+        The dictionary. Of another project's, `metadata["opened_from"]` has the dialect and file and `metadata["notes"]` what
+        is good to know.
 
     Raises:
         CheckpointError: for a missing, damaged, unknown or dangerous file, for facts that nobody told, and without a network
@@ -46,11 +47,22 @@ def load_dictionary(
         >>> load_dictionary(folder).k
         2
     """
+    place = _device(device)
     dictionary, _ = open_knowing(
         path, answers, {}, dialect, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
         local_files_only=local_files_only,
     )  # fmt: skip
-    return dictionary.to(torch.device(device))
+    return dictionary.to(place)
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there, looked at before anything is read."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise DialectError(
+            f"device={name!r} cannot be used ({str(error).splitlines()[0][:150]}); give 'cpu'."
+        ) from error
 
 
 def open_knowing(
@@ -61,9 +73,7 @@ def open_knowing(
     Returns:
         The dictionary on the processor, and what was used of `known`.
     """
-    if not Path(path).is_file():
-        path = fetch(path, **hub)
-    source = Source(path)
+    source = Source(fetch(path, **hub))
     reader = _dialect(source, dialect)
     asked = Answers(answers, f"{source.path} ({reader.project})", known)
     dictionary = reader.read(source, asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlsae.dictionaries.hub import WEIGHT_SUFFIXES
 from vlsae.interop.dialect import DIALECTS, DialectError
 from vlsae.pickles import PickleError, leaves
 from vlsae.weight_files import Stored, WeightFileError, json_object, read_content, read_json
 
 WEIGHTS = ("sae_weights.safetensors", "sae.safetensors", "ae.pt", "sae.pt", "params.npz", "model.safetensors")
-SUFFIXES = (".safetensors", ".pt", ".pth", ".npz", ".bin", ".ckpt")
 CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
 HEADER_AT_MOST = 2**20  # bytes of a first line of JSON
 
@@ -97,7 +96,7 @@ class Source:
         """Whether tensors of all these names are there."""
         return all(name in self.shapes for name in names)
 
-    def only(self, *names: str, rank: Iterable[int] = ()) -> bool:
+    def only(self, *names: str) -> bool:
         """Whether the tensors are exactly these."""
         return set(self.shapes) == set(names)
 
@@ -135,7 +134,7 @@ def _weight_file(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.is_file())
     if len(found) != 1:
         held = ", ".join(p.name for p in (found or sorted(folder.iterdir()))[:8]) or "nothing"
         raise DialectError(
