@@ -1,5 +1,7 @@
 """Families that differ in which pre-activations they keep: BatchTopK, AbsTopK, JumpReLU, and the two Matryoshkas."""
 
+import json
+
 import pytest
 import torch
 
@@ -138,6 +140,16 @@ def test_msae_loss_by_hand():
     assert torch.equal(one.encode(X), ReLUDictionary.activate(one, one.pre(X)))
     with pytest.raises(ValueError, match="nesting='odd' is unknown"):
         NestedSparsity(error, "odd")
+
+
+def test_a_cut_level_is_nothing_that_saelens_opens_as_another(tmp_path):
+    """Without its cut it is a ReLU dictionary, with it the largest k only: SAELens must not take one for the other."""
+    names = []
+    for cut in (0, 2):
+        folder = NestedSparsityMatryoshka(4, 8, ks=[2, 8], cut=cut).save(tmp_path / str(cut))
+        names.append(json.loads((folder / "cfg.json").read_text())["architecture"])
+        assert load_dictionary(folder).cut == cut
+    assert names == ["standard", "nested_sparsity+cut"]
 
 
 def test_moving_norms_into_the_encoder_keeps_the_function():
