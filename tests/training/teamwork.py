@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from vlsae.training import train
 from vlsae.training.run import Run
+from vlsae.training.team import Team, _leave
 
 X = (torch.randn(3000, 24, generator=torch.Generator().manual_seed(0)) + 0.3) / 24**0.5  # about unit length
 X[1::7] = X[::7][: len(X[1::7])]  # equal tokens have equal codes, so that there are ties
@@ -76,6 +77,22 @@ def work(rank: int, size: int, shards: int, folder: str, names: list[str], steps
             sae = train(X, latent_shards=shards, out=out, **options)
         torch.save({"steps": found, "state": sae.state_dict()}, out / f"steps-{rank}.pt")
     dist.destroy_process_group()
+
+
+def come_and_go(rank: int, size: int, folder: str) -> None:
+    """Exchange something and leave; write down which threads that left behind."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    before = _threads()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    Team.gather_up(size).over_latents(torch.ones(3))
+    during = _threads()
+    _leave()
+    (Path(folder) / f"threads-{rank}").write_text(f"{len(during - before)} {len(_threads() - before)}")
+
+
+def _threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
 
 
 def disagree(rank: int, size: int, folder: str) -> None:

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests.training.teamwork import BASE, RECIPES, X, alone, disagree, work
+from tests.training.teamwork import BASE, RECIPES, X, alone, come_and_go, disagree, work
 from vlsae import load_dictionary
 from vlsae.dictionaries.base import initial_atoms
 from vlsae.training import train
@@ -126,6 +127,16 @@ def test_what_a_team_cannot_do_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             choose_engine(engine, make_config(family, None, {}), place, None, two)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted by Linux's /proc")
+def test_no_thread_of_a_group_outlives_it(tmp_path):
+    """One that still holds a tensor while the interpreter ends aborts the process, whatever its exit code was to be."""
+    multiprocessing.set_forkserver_preload(["tests.training.teamwork"])
+    mp.start_processes(come_and_go, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+    for rank in range(2):
+        during, after = map(int, (tmp_path / f"threads-{rank}").read_text().split())
+        assert during > 0 and after == 0
 
 
 def test_a_killed_process_is_reported_and_its_work_goes_on(store, tmp_path):

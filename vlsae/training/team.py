@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import os
 from collections.abc import Callable
@@ -33,10 +34,19 @@ def _cut(n: int, part: int, parts: int) -> slice:
 @lru_cache
 def _groups(size: int, shards: int) -> tuple[list, list]:
     """Process groups of equal latents, and of equal tokens; made once, since devices keep memory for each."""
+    atexit.register(_leave)
     parts = size // shards
     tokens = [dist.new_group([i * shards + s for i in range(parts)]) for s in range(shards)]
     latents = [dist.new_group([i * shards + s for s in range(shards)]) for i in range(parts)]
     return tokens, latents
+
+
+def _leave() -> None:
+    """Leave all groups, so that their threads end before the interpreter does: one that then still holds a tensor aborts."""
+    _groups.cache_clear()
+    gc.collect()  # frames of an error that hold a group
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,6 @@ class Team:
             torch.cuda.set_device(place)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
-            atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
         rank, (tokens, latents) = dist.get_rank(), _groups(size, shards)
         return cls(rank, size, shards, tokens[rank % shards], latents[rank // shards])
 
