@@ -1,5 +1,7 @@
 """What a user says about a file: asked all at once, checked, and never guessed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,17 @@ def test_what_a_caller_knows_answers_open_questions_only():
 def test_a_device_is_looked_at_first(tmp_path):
     with pytest.raises(DialectError, match="device='nonsense' cannot be used .*; give 'cpu'"):
         load_dictionary(tmp_path / "not there", device="nonsense")
+
+
+def test_what_was_said_is_recorded_with_the_dictionary(tmp_path):
+    """Which of its facts nobody but the user vouches for; what is unknown, or said by the file, is not among them."""
+    fixture = Path(__file__).parent / "fixtures" / "sparsify" / "layers.5"
+    opened = load_dictionary(fixture, model="unknown", site="vision.3.resid_post", k=4)
+    assert opened.metadata["opened_from"]["told"] == {"site": "vision.3.resid_post", "k": 4}
+    again = load_dictionary(opened.save(tmp_path))
+    assert again.metadata["opened_from"] == opened.metadata["opened_from"]
+
+
+def test_arrays_are_recorded_by_their_text():
+    answers = Answers({"mean": torch.zeros(2), "scale": 2.0}, "sae.pt")
+    assert answers.recorded() == {"mean": "tensor([0., 0.])", "scale": 2.0}

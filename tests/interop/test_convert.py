@@ -183,4 +183,6 @@ def test_the_command(bare, saved, tmp_path, capsys):
     again = ["convert", str(tmp_path / "b"), str(tmp_path / "c"), "--to", "vlsae", "--dialect", "bare"]
     assert main(again) == 2 and "k=...: active latents" in capsys.readouterr().err
     assert main([*again, "--set", "k=3", "model=tiny", "site=vision.4.resid_post"]) == 0
-    assert load_dictionary(tmp_path / "c").metadata["opened_from"] == {"dialect": "bare", "file": "ae.pt"}
+    told = {"k": 3, "model": "tiny", "site": "vision.4.resid_post"}
+    opened = load_dictionary(tmp_path / "c").metadata["opened_from"]
+    assert opened == {"dialect": "bare", "file": "ae.pt", "told": told}

@@ -141,6 +141,11 @@ class Answers:
             raise DialectError(f"{self.where} does not say all that is needed; say it yourself:{lines}")
         return SimpleNamespace(**{name: self._value(name, fact) for name, fact in facts.items()})
 
+    def recorded(self) -> dict[str, Any]:
+        """What was said, as a checkpoint can hold it: numbers and words, others by their text."""
+        said = {name: value for name, value in self.given.items() if not (isinstance(value, str) and value == UNKNOWN)}
+        return {name: v if isinstance(v, (bool, int, float, str)) else _short(v) for name, v in said.items()}
+
     def _value(self, name: str, fact: Fact) -> Any:
         if name not in self.given:
             return fact.found

@@ -33,8 +33,8 @@ def load_dictionary(
             `k=32`; "unknown" for a model or site that nobody knows. The error that asks for them lists the possible answers.
 
     Returns:
-        The dictionary. Of another project's, `metadata["opened_from"]` has the dialect and file and `metadata["notes"]` what
-        is good to know.
+        The dictionary. Of another project's, `metadata["opened_from"]` has the dialect, the file and the answers, and
+        `metadata["notes"]` what is good to know.
 
     Raises:
         CheckpointError: for a missing, damaged, unknown or dangerous file, for facts that nobody told, and without a network
@@ -78,7 +78,12 @@ def open_knowing(
     asked = Answers(answers, f"{source.path} ({reader.project})", known)
     dictionary = reader.read(source, asked)
     if reader.name != "vlsae":
-        dictionary.metadata["opened_from"] = {"dialect": reader.name, "file": source.weights.name}
+        told = asked.recorded()
+        dictionary.metadata["opened_from"] = {
+            "dialect": reader.name,
+            "file": source.weights.name,
+            **({"told": told} if told else {}),
+        }
     return dictionary, asked.taken
 
 

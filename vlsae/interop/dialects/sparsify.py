@@ -14,6 +14,7 @@ from vlsae.dictionaries.base import Dictionary
 from vlsae.interop import answers as ask
 from vlsae.interop.answers import Answers, Fact
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.fields import ignored_note, other_fields
 from vlsae.interop.source import Source
 from vlsae.interop.weights import build, without_transform
 
@@ -49,8 +50,6 @@ class Sparsify(Dialect):
                 raise _wrong(source, name, getattr(told, name), "true or false")
         if type(told.k) is not int or not 1 <= told.k <= source.shapes["W_dec"][0]:
             raise _wrong(source, "k", told.k, f"a whole number from 1 to its {source.shapes['W_dec'][0]} latents")
-        if getattr(told, "other_fields", "ignored") != "ignored":
-            raise _wrong(source, "other_fields", told.other_fields, '"ignored"')
         if told.signed and told.transcode:
             raise _wrong(source, "signed", True, "false for a transcoder; no version of sparsify had both")
         tensors = {name: source.tensor(name) for name in NAMES}
@@ -58,7 +57,7 @@ class Sparsify(Dialect):
         family = "transcoder" if told.transcode else "abs_topk" if told.signed else "topk"
         dictionary = build(source, family, ours | {k: tensors[k] for k in ("W_dec", "b_dec")}, {"k": told.k})
         dtype = str(source.values["W_dec"].dtype).removeprefix("torch.")
-        notes = [MULTI] if cfg.get("multi_topk") else []
+        notes = [*ignored_note(cfg, KNOWN), *([MULTI] if cfg.get("multi_topk") else [])]
         notes += [HALF.format(dtype)] if dtype not in ("float32", "float64") else []
         dictionary.metadata = {"model": told.model, "site": told.site, "hookpoint": _hookpoint(source), "sparsify": cfg,
                                "notes": notes}  # fmt: skip
@@ -130,7 +129,6 @@ def _width(source: Source, cfg: dict[str, Any]) -> int:
 def _facts(source: Source, cfg: dict[str, Any], d: int) -> dict[str, Fact]:
     """What has to be known, and which of it the configuration says."""
     transcode = cfg.get("transcode", None if "skip_connection" in cfg else False)  # both came with transcoders
-    strange = {name: value for name, value in cfg.items() if name not in KNOWN and value}
     hookpoint = _hookpoint(source)
     facts = {
         "model": ask.model(),
@@ -141,14 +139,7 @@ def _facts(source: Source, cfg: dict[str, Any], d: int) -> dict[str, Fact]:
         ),
         "signed": Fact(cfg.get("signed", False), "whether the k largest by size are chosen", "True, False"),
     }
-    if strange:
-        said = ", ".join(f"{name}={str(value)[:20]}" for name, value in list(strange.items())[:8])
-        facts["other_fields"] = Fact(
-            None,
-            f"what fields that sparsify 1.3 does not have do here ({said}); a version that has them may compute other codes",
-            '"ignored" where you know that they change no codes',
-        )
-    return facts
+    return facts | other_fields(cfg, KNOWN, "sparsify 1.3")
 
 
 def _hookpoint(source: Source) -> str:
