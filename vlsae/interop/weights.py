@@ -48,6 +48,15 @@ def build(
         raise DialectError(f"{source.weights}: {error}") from error
 
 
+def half_note(source: Source, name: str, project: str) -> list[str]:
+    """The note that weights in half precision leave; `name` is a tensor of the file."""
+    dtype = str(source.values[name].dtype).removeprefix("torch.")
+    if dtype in ("float32", "float64"):
+        return []
+    return [f"Weights are stored in {dtype}, and {project} computes in it; here they are float32, so that codes differ by its "
+            "rounding."]  # fmt: skip
+
+
 def without_transform(dictionary: Dictionary, project: str) -> Dictionary:
     """The dictionary, or where it has an input transform a copy with it folded into the weights.
 

@@ -16,7 +16,7 @@ from vlsae.interop.answers import Answers, Fact
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.fields import ignored_note, other_fields
 from vlsae.interop.source import Source
-from vlsae.interop.weights import build, without_transform
+from vlsae.interop.weights import build, half_note, without_transform
 
 NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 KNOWN = {"activation", "expansion_factor", "normalize_decoder", "num_latents", "k", "multi_topk", "skip_connection",
@@ -24,7 +24,6 @@ KNOWN = {"activation", "expansion_factor", "normalize_decoder", "num_latents", "
 FAMILIES = ("topk", "transcoder", "relu")  # that are written
 STREAMS = {"": ("resid_pre", "resid_post"), ".mlp": ("mlp_in", "mlp_out")}  # what a module reads and gives
 MULTI = "Trained with Multi-TopK as a second loss, which is no part of the codes."
-HALF = "Weights are stored in {}, and sparsify computes in it; here they are float32, so that codes differ by its rounding."
 
 
 @DIALECTS.register("sparsify")
@@ -56,9 +55,8 @@ class Sparsify(Dialect):
         ours = {"W_enc": tensors["encoder.weight"].T, "b_enc": tensors["encoder.bias"]}
         family = "transcoder" if told.transcode else "abs_topk" if told.signed else "topk"
         dictionary = build(source, family, ours | {k: tensors[k] for k in ("W_dec", "b_dec")}, {"k": told.k})
-        dtype = str(source.values["W_dec"].dtype).removeprefix("torch.")
         notes = [*ignored_note(cfg, KNOWN), *([MULTI] if cfg.get("multi_topk") else [])]
-        notes += [HALF.format(dtype)] if dtype not in ("float32", "float64") else []
+        notes += half_note(source, "W_dec", self.project)
         dictionary.metadata = {"model": told.model, "site": told.site, "hookpoint": _hookpoint(source), "sparsify": cfg,
                                "notes": notes}  # fmt: skip
         return dictionary
