@@ -223,3 +223,11 @@ def test_strange_content_is_not_recognised_and_raises_nothing(tmp_path):
 def test_tensors_that_no_release_has_are_refused(tmp_path, name):
     """Their own strict `load_state_dict` refuses them too; a fork's decoder bias would be lost."""
     refused(tmp_path, state(**{name: torch.ones(N)}), f"also holds {name}", family="relu")
+
+
+def test_the_encoder_of_a_first_release_may_be_its_mlp(tmp_path):
+    """Release 0.0.2 named the atoms `dictionary.dictionary` whatever the encoder was, and did not normalise them."""
+    old = without(state(), "dictionary") | {"dictionary.dictionary": 3 * draw(N, D, seed=9)}
+    sae = opened(tmp_path, old, family="relu")
+    assert torch.equal(sae.W_dec, old["dictionary.dictionary"]) and sae.metadata["normalization"] == "identity"
+    refused(tmp_path, old, "says normalization='identity'", family="relu", normalization="l2")

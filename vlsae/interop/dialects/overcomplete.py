@@ -61,10 +61,11 @@ class Overcomplete(Dialect):
 def _prefixes(source: Source) -> list[str]:
     """Where in the file a model of this library begins, for each that it holds."""
     held = [name for name, own in names(source).items() if own in source.shapes]
-    ends = {"dictionary._weights": (), "dictionary.W": ("dictionary.C", "dictionary.Relax"),
-            "dictionary.dictionary": ("encoder.0.weight", "encoder.1.running_mean")}  # fmt: skip
+    ends = (("dictionary._weights", ()), ("dictionary.W", ("dictionary.C", "dictionary.Relax")),
+            ("dictionary.dictionary", ("encoder.0.weight", "encoder.1.running_mean")),  # before release 0.1
+            ("dictionary.dictionary", ("encoder.final_block.0.weight",)))  # fmt: skip
     found = []
-    for end, others in ends.items():
+    for end, others in ends:
         for name in held:
             prefix = name.removesuffix(end)
             if prefix != name and prefix[-1:] in ("", ".") and all(prefix + other in held for other in others):
