@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.dialects.usae import is_universal
 from vlsae.interop.fields import describe, ignored_note, other_fields
 from vlsae.interop.modules import SavedModule, names
-from vlsae.interop.overcomplete_export import LIBRARY, write
+from vlsae.interop.overcomplete_config import Written, agreed, is_number
+from vlsae.interop.overcomplete_export import write
 from vlsae.interop.overcomplete_pickles import ATTRIBUTES as KNOWN
 from vlsae.interop.overcomplete_pickles import check_parts, unknown_attributes
 from vlsae.interop.source import Source
@@ -28,10 +28,6 @@ FAMILIES = {"SAE": "relu", "TopKSAE": "topk", "BatchTopKSAE": "batch_topk", "Jum
 WITH_ENCODER = {"relu": "SAE", "topk": "TopKSAE, RATopKSAE", "batch_topk": "BatchTopKSAE, and then threshold=... too"}
 WITHOUT = {"matching_pursuit": "MpSAE", "omp": "OMPSAE"}
 ATTRIBUTES = ("top_k", "k", "threshold_momentum", "dropout", "max_iter", "bandwidth", "bandwith", "kernel_fn")
-FIELDS = {"library", "class", "arguments", "model", "site", "how_to_open", "k", "running_threshold", "notes"}
-ARGUMENTS = {"input_shape", "nb_concepts", "encoder_module", "dictionary_params", "device", "top_k", "threshold_momentum",
-             "kernel", "bandwidth", "bandwith", "points", "delta", "use_multiplier", "k", "dropout", "max_iter"}  # fmt: skip
-LAYER_ARGUMENTS = {"normalization", "initializer", "use_multiplier", "device"}
 LAYER_TENSORS = {"_weights", "dictionary", "multiplier", "W", "C", "Relax", "_fused_dictionary"}
 FINITE = 1e38  # what float32 holds
 PROGRESS = ("epoch", "step", "loss", "lr", "learning_rate")
@@ -89,10 +85,8 @@ class _Reading:
     def __init__(self, module: SavedModule, answers: Answers):
         self.module, self.answers, self.where = module, answers, module.source.weights
         self.notes: list[str] = []
-        config = module.source.config
-        self.config = config if config.get("library") == LIBRARY else {}
-        self.arguments = self._table(self.config, "arguments")
-        self.params = self._table(self.arguments, "dictionary_params")
+        self.written = Written(module.source)
+        self.config, self.arguments = self.written.fields, self.written.arguments
         self.pickled = module.kind() is not None
         self.their_class = self._agreed("class", module.kind(), self.config.get("class"))
         self.archetypes = [layer for layer in (LAYER, TIED) if layers.is_archetypal(module, layer)]
@@ -108,7 +102,7 @@ class _Reading:
 
     def dictionary(self) -> Dictionary:
         family, facts = self._facts()
-        unknown = self._unknown()
+        unknown = self.written.unknown() | unknown_attributes(self.module)
         facts |= other_fields(unknown, (), "overcomplete 0.3")
         self.told = self.answers.settle(**{name: self._checked(name, fact) for name, fact in facts.items()})
         self.notes += ignored_note(unknown, ())
@@ -125,29 +119,14 @@ class _Reading:
             "model": self.told.model,
             "site": self.told.site,
             "class": self.their_class,
-            **{name: value for name, value in (said | progress).items() if isinstance(value, str) or _is_number(value)},
+            **{name: value for name, value in (said | progress).items() if isinstance(value, str) or is_number(value)},
             **{name: getattr(self.told, name) for name in ("normalization", "delta") if name in facts},
             "notes": self.notes,
         }
         return found
 
-    def _table(self, config: dict[str, Any], name: str) -> dict[str, Any]:
-        """A field of our configuration that has fields of its own."""
-        value = config.get(name)
-        if value is not None and not isinstance(value, dict):
-            raise DialectError(f"{self.where}: {name}={describe(value)} in its config.json; expected names and values.")
-        return value or {}
-
     def _agreed(self, name: str, *values: Any) -> Any:
-        """What several places say, None where none does."""
-        said = [value for value in values if value is not None]
-        others = [value for value in said if not _same(value, said[0])]
-        if others:
-            raise DialectError(
-                f"{self.where} says {name}={describe(said[0])} in one place and {describe(others[0])} in another (its model, "
-                "layers or config.json); set right what is wrong."
-            )
-        return said[0] if said else None
+        return agreed(self.where, name, *values)
 
     def _said(self, name: str) -> Any:
         """An attribute of a pickled model, or an argument of a class that we wrote down."""
@@ -161,15 +140,6 @@ class _Reading:
             return replace(fact, found=fact.check(fact.found))
         except ValueError as error:
             raise DialectError(f"{self.where} says {name}={describe(fact.found)}: {describe(error, 200)}.") from error
-
-    def _unknown(self) -> dict[str, Any]:
-        """What is set in the configuration or in a pickled model that no release knows."""
-        places = (("", self.config, FIELDS), ("arguments.", self.arguments, ARGUMENTS),
-                  ("dictionary_params.", self.params, LAYER_ARGUMENTS))  # fmt: skip
-        written = {
-            f"{at}{name}": value for at, held, known in places for name, value in held.items() if name not in known
-        }
-        return written | unknown_attributes(self.module)
 
     def _facts(self) -> tuple[str, dict[str, Fact]]:
         """The family, and all that has to be known; both kinds of k and a threshold where the family is still asked for."""
@@ -227,7 +197,7 @@ class _Reading:
             norms = torch.cat([rows.norm(dim=1) for rows in self.plain.values()])
             held = [_short_name(self.module.value(f"{layer}.normalization")) for layer in self.plain]
             old = "identity" if self.module.has("dictionary.dictionary") else None
-            said = self._agreed("normalization", *held, self.params.get("normalization"), old)
+            said = self._agreed("normalization", *held, self.written.layer.get("normalization"), old)
             unit = bool((norms - 1).abs().max() <= DRIFT)
             found = said if said is not None else "l2" if unit else None
             facts["normalization"] = Fact(
@@ -305,7 +275,7 @@ class _Reading:
         if family == "jumprelu":
             tensors["threshold"] = _at_least(self.module.tensor("thresholds").exp())
             bandwidth = self._said("bandwidth") or self._said("bandwith")
-            settings |= {"bandwidth": bandwidth} if _is_number(bandwidth) and bandwidth > 0 else {}
+            settings |= {"bandwidth": bandwidth} if is_number(bandwidth) and bandwidth > 0 else {}
         if family == "topk" and LAYER in self.archetypes:
             family, size = "archetypal", "relaxation"
             mixture, relaxation, points = layers.archetypal(self.module, LAYER, self.told.delta)
@@ -349,17 +319,6 @@ def _listed(possible: dict[str, str]) -> str:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Whether two places say the same, numbers to the rounding of float32."""
-    if _is_number(value) and _is_number(other):
-        return math.isclose(value, other, rel_tol=1e-6)
-    return type(value) is type(other) and value == other
 
 
 def _short_name(normalization: Any) -> Any:
