@@ -24,11 +24,11 @@ REFUSED = {  # parts of an encoder, and why no family of ours has them
 
 
 def normalised(weights: Tensor, how: str) -> Tensor:
-    """Rows of `weights [n, d]` after one of `NORMALIZATIONS`: each by its own norm, or all by the largest one."""
+    """Rows of `weights [n, d]`, in place, after one of `NORMALIZATIONS`: each by its own norm, or all by the largest one."""
     if how == "identity":
         return weights
     norms = weights.norm(p=1 if how.endswith("l1") else 2, dim=1, keepdim=True)
-    return weights / (norms.amax() if how.startswith("max") else norms + EPSILON)
+    return weights.div_(norms.amax() if how.startswith("max") else norms + EPSILON)
 
 
 def is_archetypal(module: SavedModule, layer: str) -> bool:
@@ -72,7 +72,7 @@ def atoms(module: SavedModule, layer: str, normalization: str | None, delta: flo
         rows = mixture @ points + relaxation
     else:
         rows = normalised(raw_weights(module, layer), normalization)
-    return rows * log_scale(module, layer).exp()
+    return rows.mul_(log_scale(module, layer).exp())
 
 
 def raw_weights(module: SavedModule, layer: str) -> Tensor:
@@ -97,8 +97,8 @@ def encoder(module: SavedModule, tied_to: Tensor | None) -> tuple[Tensor, Tensor
     left = {name for name in module.shapes if name.startswith("encoder.") and not name.startswith("encoder.tied_to.")}
     base = "encoder.final_block" if module.has("encoder.final_block.0.weight") else "encoder"
     linear = f"{base}.0" if module.has(f"{base}.0.weight") else "encoder"
-    W = tied_to if tied_to is not None else module.tensor(f"{linear}.weight").double()
-    b = module.tensor(f"{linear}.bias").double() if module.has(f"{linear}.bias") else W.new_zeros(W.shape[:1])
+    W = tied_to if tied_to is not None else module.tensor(f"{linear}.weight")
+    b = module.tensor(f"{linear}.bias") if module.has(f"{linear}.bias") else W.new_zeros(W.shape[:1])
     left -= {f"{linear}.weight", f"{linear}.bias"}
     if W.ndim != 2 or b.shape != W.shape[:1]:
         raise DialectError(
@@ -108,7 +108,7 @@ def encoder(module: SavedModule, tied_to: Tensor | None) -> tuple[Tensor, Tensor
     if module.has(f"{base}.1.running_mean"):
         gain, shift, mean, variance = (part.double() for part in batch_norm(module, f"{base}.1", len(W)))
         scale = gain / (variance + batch_norm_epsilon(module, f"{base}.1")).sqrt()
-        W, b = W * scale[:, None], (b - mean) * scale + shift
+        W, b = W.double() * scale[:, None], (b.double() - mean) * scale + shift
         left = {name for name in left if not name.startswith(f"{base}.1.")}
     if left:
         reasons = {REFUSED.get(name.split(".")[1], f"a part named {name.split('.')[1]!r}") for name in left}
