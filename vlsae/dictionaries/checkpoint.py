@@ -275,6 +275,8 @@ def _laid_out(tensor: Tensor, like: Tensor, taken: set[int]) -> Tensor:
         return tensor.detach()
     room = torch.from_numpy(memory(tensor.nbytes)).view(tensor.dtype)
     copy = room.as_strided(like.shape, like.stride())
-    order = sorted(range(like.ndim), key=like.stride, reverse=True)  # torch turns matrices fast into contiguous ones only
+    order = sorted(
+        range(like.ndim), key=like.stride, reverse=True
+    )  # torch turns matrices fast into contiguous ones only
     copy.permute(order).copy_(tensor.permute(order))
     return copy
