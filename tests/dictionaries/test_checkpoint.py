@@ -121,11 +121,11 @@ def test_weights_in_the_order_of_the_family_are_taken_over():
 
 def test_weights_in_another_order_or_without_memory_of_their_own_are_copied():
     fresh, rows, both = topk_of(W_enc=stored(7, 5).T, W_dec=stored(7, 5)), stored(5, 7), stored(14, 5)
-    wide = torch.empty(36)[1:].view(7, 5).copy_(both[:7])
+    odd = torch.from_numpy(memory(144)[4:]).view(torch.float32).view(7, 5).copy_(both[:7])  # between torch's addresses
     for W_enc, W_dec in (
         (rows, stored(7, 5)),
         (both[:7].T, both[7:]),
-        (both[:7].T, wide),
+        (both[:7].T, odd),
         (rows, rows[:, :1].T.expand(7, 5)),
     ):
         sae = topk_of(W_enc=W_enc, W_dec=W_dec)
