@@ -25,7 +25,7 @@ from timing import (
 )
 
 PACKAGES = ("numpy", "torch", "safetensors", "sae-lens", "dictionary-learning", "eai-sparsify", "overcomplete")
-OURS, THEIRS, BYTES = "vlsae.load_dictionary", "its own loader", "bytes alone"
+OURS, THEIRS, BYTES, READ = "vlsae.load_dictionary", "its own loader", "bytes alone", "bytes alone, read into memory"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def importable(needs: str | None) -> bool:
-    """Whether a peer is there, so that a failure further on is an error and no missing peer."""
+    """Whether a peer is there; from then on a failure is an error and no missing peer."""
     if needs is None or version(needs) is not None:
         return True
     print(f"left out, {needs} is not installed")
@@ -61,6 +61,14 @@ def bytes_alone(path: Path) -> dict:
     from safetensors.torch import load_file
 
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, mmap=False)
+
+
+def bytes_read(path: Path) -> dict:
+    """The file as one array in memory of this process; what numbers its header makes does not matter."""
+    import numpy as np
+    import torch
+
+    return {"all": torch.from_numpy(np.fromfile(path, np.float32))}
 
 
 def plain_copy(path: Path) -> Path:
@@ -88,6 +96,7 @@ def rows_of(name: str, path: Path) -> dict[str, Callable[[], float]]:
         OURS: lambda: touched(vlsae.load_dictionary(path, **file.answers)),
         THEIRS: lambda: touched(file.theirs(path)),
         BYTES: lambda: touched(bytes_alone(plain)),
+        READ: lambda: touched(bytes_read(plain)),
     }
 
 
@@ -109,7 +118,7 @@ def peak(name: str, row: str, path: Path) -> float:
 def peaks(name: str, path: Path, args: argparse.Namespace) -> dict[str, float]:
     """Peak memory of every row, each in a fresh process, as a multiple of the file."""
     size, found = weights_of(name, path).stat().st_size / 2**20, {}
-    for row in (OURS, THEIRS, BYTES):
+    for row in (OURS, THEIRS, BYTES, READ):
         command = [sys.executable, __file__, "--threads", str(args.threads), "--peak", name, row, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[row] = float(done.stdout.split()[-1]) / size
@@ -155,10 +164,9 @@ def main(argv: list[str]) -> None:
             row: {"wall_s": t.wall, "cpu_s": t.cpu, "peak_of_file": multiples[row]} for row, t in timings.items()
         }
         theirs, ours = timings[THEIRS], timings[OURS]
-        wanted += [
-            (f"{name}: {THEIRS} / ours", ">=", 1.0, theirs.ratio(ours), theirs.ratio(ours, "cpu")),
-            (f"{name}: peak of ours / file", "<=", 2.0, multiples[OURS], None),
-        ]
+        wanted.append((f"{name}: peak of ours / file", "<=", 2.0, multiples[OURS], None))
+        if file.needs:
+            wanted.append((f"{name}: {THEIRS} / ours", ">=", 1.0, theirs.ratio(ours), theirs.ratio(ours, "cpu")))
     text, records = judged([] if args.quick else wanted, args.threads)
     print("small files, no target is judged" if args.quick else text)
     if args.json:
