@@ -1,10 +1,11 @@
-"""What is worked into weights, in double precision."""
+"""What is worked into weights in double precision, a part at a time."""
 
 import math
 
 import pytest
 import torch
 
+from vlsae.interop.overcomplete_layers import EPSILON, NORMALIZATIONS, ROWS, normalised
 from vlsae.interop.weights import LATENTS, bias_of_raw_input
 
 
@@ -20,3 +21,15 @@ def test_a_bias_is_folded_as_if_exactly_and_rounded_once(n, turned):
     found = bias_of_raw_input(W_enc, b_enc, b_dec)
     assert torch.equal(found, torch.tensor(exact, dtype=torch.float64).float())
     assert torch.equal(found, (b_enc.double() + b_dec.double() @ W_enc.double()).float())
+
+
+@pytest.mark.parametrize("how", NORMALIZATIONS)
+def test_rows_are_normalised_in_double_precision_and_rounded_once(how):
+    """Whole, as the library does it, against a few rows at a time: the largest norm stands among the last ones."""
+    weights = torch.randn(2 * ROWS + 3, 40, generator=torch.Generator().manual_seed(0))
+    weights[-1] *= 9
+    given, scale = weights.clone(), torch.tensor([0.3], dtype=torch.float64).exp()
+    norms = weights.double().norm(p=1 if how.endswith("l1") else 2, dim=1, keepdim=True)
+    by = {"identity": torch.ones(1), "l1": norms + EPSILON, "l2": norms + EPSILON}.get(how, norms.max())
+    found = normalised(weights, how, scale)
+    assert torch.equal(found, (weights.double() / by * scale).float()) and torch.equal(weights, given)
