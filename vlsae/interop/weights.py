@@ -15,6 +15,8 @@ from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop.dialect import DialectError
 from vlsae.interop.source import Source
 
+LATENTS = 256  # that are in double precision at a time
+
 
 def build(
     source: Source, family: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None,
@@ -80,9 +82,11 @@ def without_transform(dictionary: Dictionary, project: str) -> Dictionary:
 def bias_of_raw_input(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
     """The `b_enc` for which `(x - b_dec) W_enc + b_enc` is what an encoder computes that does not take `b_dec` off.
 
-    `b_enc + b_dec W_enc`, in double precision.
+    `b_enc + b_dec W_enc`, in double precision, which a few latents at a time have rather than a copy of the matrix.
     """
-    return (b_enc.double() + b_dec.double() @ W_enc.double()).float()
+    b_dec = b_dec.double()
+    read = [b_dec @ columns.double() for columns in W_enc.split(LATENTS, dim=1)]
+    return (b_enc.double() + torch.cat(read)).float()
 
 
 def rescaled(tensors: Mapping[str, Tensor], scale: float | Tensor) -> dict[str, Tensor]:
