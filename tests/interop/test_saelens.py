@@ -61,7 +61,7 @@ def test_a_scale_that_no_file_tells_is_asked_for(tmp_path):
     assert torch.allclose(scaled.encode(X), plain.encode(2 * X), atol=1e-5)
     assert torch.allclose(scaled(X), plain(2 * X) / 2, atol=1e-5)
     assert "multiplied by 2" in scaled.metadata["notes"][0]
-    refused(folder, "scale is '-1.0'", "finite number", scale=-1.0)
+    refused(folder, "scale=-1.0 is no answer", "finite number, at least 1e-30", scale=-1.0)
     (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.5}')
     assert torch.allclose(load_dictionary(folder, **UNKNOWN).encode(X), plain.encode(X / 2), atol=1e-5)
     refused(folder, "scale=0.5", "you say 2.0", scale=2.0)
@@ -117,7 +117,7 @@ def test_whitening_needs_its_file_whole(tmp_path):
     ("topk", {"k": float("nan")}, ("k is 'nan'",)),
     ("topk", {"k": True}, ("k is 'True'",)),
     ("topk", {"activation_fn_kwargs": {"k": 6}}, ("k is '5 and 6'", "the same in all places")),
-    ("topk", {"metadata": V6 | {"training_architecture_details": {"k": 6}}}, ("k is '5 and 6'",)),
+    ("batchtopk_training", {"k": 6.0}, ("k is '6.0 and 4.0'", "the same in all places")),
     ("topk", {"activation_fn_kwargs": [5]}, ("activation_fn_kwargs is '[5]'", "by their names")),
     ("old_topk", {"activation_fn_kwargs": {"k": 5, "postact_fn": "tanh"}}, ("postact_fn is 'tanh'", "rectified")),
     ("old_topk", {"activation_fn": "relu"}, ("activation_fn is 'relu and topk'", "the same")),
@@ -157,7 +157,11 @@ def test_tensors_are_held_to_the_architecture(tmp_path, case, tensors, words):
 def test_k_is_asked_for_where_it_is_missing(tmp_path):
     folder = edited(tmp_path, "topk", drop=("k",))
     refused(folder, "k=...")
+    for answer in (2.5, 25, "7", True):
+        refused(folder, f"k={answer!r} is no answer", "whole number, at least 1 and at most 24", k=answer)
     assert load_dictionary(folder, k=7, **UNKNOWN).k == 7
+    of_a_batch = edited(tmp_path / "batch", "batchtopk_training", drop=("k",), metadata=V6)
+    assert load_dictionary(of_a_batch, k=3.6, **UNKNOWN).k == 4
 
 
 def test_fine_tuned_factors_stretch_the_decoder_and_leave_codes(tmp_path):

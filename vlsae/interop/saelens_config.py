@@ -149,7 +149,8 @@ class SaelensConfig:
     @property
     def k(self) -> float | None:
         """Active latents a token; of a batch, not always whole, and in inference checkpoints among the details of training."""
-        places = (self.says, self.kwargs, self.details)
+        of_a_batch = self.architecture in ("jumprelu", *BATCHES)
+        places = (self.says, self.kwargs, self.details if of_a_batch else {})
         return self._agreed("k", [self.number("k", place.get("k"), least=1e-9) for place in places])
 
     @property

@@ -12,10 +12,10 @@ from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.pursuit import UNIT
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop import answers as ask
-from vlsae.interop.answers import Answers, Fact
+from vlsae.interop.answers import Answers, Fact, number
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.fields import describe, ignored_note, other_fields
-from vlsae.interop.saelens_config import BATCHES, REFUSED, TENSORS, SaelensConfig
+from vlsae.interop.saelens_config import BATCHES, LARGEST, REFUSED, TENSORS, SaelensConfig
 from vlsae.interop.saelens_fields import known
 from vlsae.interop.saelens_writing import write_saelens
 from vlsae.interop.source import Source
@@ -56,10 +56,10 @@ class Saelens(Dialect):
         names = _names(source, config)
         n, d = _sizes(source, config, names)
         factor = _factor(source, config)
-        said = answers.settle(**_facts(config, d, factor))
+        said = answers.settle(**_facts(config, n, d, factor))
         notes = _notes(config)
         settings = _settings(config, getattr(said, "k", None), n, d, notes)
-        scale = float(config.number("scale", getattr(said, "scale", None), least=1e-30) or 1.0)
+        scale = float(getattr(said, "scale", None) or 1.0)
         tensors = _as_ours(config, {name: source.tensor(name) for name in names}, scale, notes)
         if config.normalise == "covariance_whitening":
             tensors = _whitened(source, tensors)
@@ -150,16 +150,19 @@ def _factor(source: Source, config: SaelensConfig) -> float | None:
     return factor
 
 
-def _facts(config: SaelensConfig, d: int, factor: float | None) -> dict[str, Fact]:
+def _facts(config: SaelensConfig, n: int, d: int, factor: float | None) -> dict[str, Fact]:
     facts = {
         "model": ask.model(config.model, config.facts.get("model_name")),
         "site": ask.site(config.site, config.facts.get("hook_name"), d),
     }
     if config.architecture in CHOOSES:
-        facts["k"] = Fact(config.k, "how many latents are active a token", "a whole number")
+        whole = config.architecture not in BATCHES
+        facts["k"] = Fact(config.k, "how many latents are active a token", "a whole number" if whole else "a number",
+                          check=number(1 if whole else 1e-9, n, whole))  # fmt: skip
     if config.normalise == "expected_average_only_in":
         asked = f"by what inputs were multiplied in training (the file says only that there was a factor and has no {SCALER})"
-        facts["scale"] = Fact(factor, asked, "sqrt(d) / mean norm of the activations, or 1 where it is in the weights")
+        facts["scale"] = Fact(factor, asked, "sqrt(d) / mean norm of the activations, or 1 where it is in the weights",
+                              check=number(1e-30, LARGEST))  # fmt: skip
     return facts | other_fields(config.fields, known(config.architecture), "SAELens 6.54")
 
 
