@@ -139,7 +139,7 @@ def _normalise(source: Source, dictionary: Dictionary) -> None:
     norms = weights["W_dec"].norm(dim=1)
     if not bool((norms > 0).all()):
         raise DialectError(
-            f"{source.weights}: an atom of decoder.weight is zero; the library, which gives atoms unit norm, cannot open it either."
+            f"{source.weights}: an atom of decoder.weight is zero; the library, which gives unit norm, cannot open it either."
         )
     for name, value in codes_times(weights, norms).items():
         getattr(dictionary, name).data.copy_(value)
