@@ -87,6 +87,12 @@ def test_the_configuration_beside_a_file_answers(tmp_path):
     assert sae.metadata["saev_run"]["lr"] == 1e-3
     with pytest.raises(DialectError, match="says mean=0"):
         load_dictionary(tmp_path, model="unknown", mean=torch.ones(D))
+    for zero in (0, [0.0] * D, torch.zeros(D)):  # the same again is no contradiction
+        assert load_dictionary(tmp_path, model="unknown", mean=zero, scale=1).transform.kind == "none"
+    for odd in (None, 0, [], "off"):
+        (tmp_path / "config.json").write_text(json.dumps({"data": config["data"] | {"scale_mean": odd}}))
+        with pytest.raises(DialectError, match="mean=...:"):
+            load_dictionary(tmp_path, model="unknown")
     config["data"] |= {"scale_norm": "norm.pt", "layer": "all"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(DialectError, match=r"(?s)site=.*'all'.*scale=") as error:

@@ -201,13 +201,13 @@ def _facts(source: Source, header: Header, d: int) -> dict[str, Fact]:
             check=ask.truth,
         ),
         "mean": Fact(
-            None if run.get("scale_mean", scaled) else 0,
+            0 if run.get("scale_mean", scaled) is False else None,  # or a file's name, which is not here
             "the mean that saev took off activations before training (scale_mean, on by default; no file holds it)",
             f"{d} numbers, the mean of 524,288 random activations of the training data; 0 if it was off",
             check=partial(_vector, d),
         ),
         "scale": Fact(
-            None if run.get("scale_norm", scaled) else 1,
+            1 if run.get("scale_norm", scaled) is False else None,
             "what saev then divided activations by (scale_norm, on by default; no file holds it)",
             "a positive number, their mean norm without the mean over sqrt(d); 1 if it was off",
             check=partial(_scalar, least=SMALLEST),
@@ -245,23 +245,22 @@ def _sparsity(source: Source, header: Header, answers: Answers) -> dict[str, Fac
 
 def _transform(told: Any, d: int) -> InputTransform:
     """`(x - mean) / scale`."""
-    mean = _vector(d, told.mean)
     kind = {(False, False): "none", (True, False): "centre", (False, True): "sqrt_d", (True, True): "centre_sqrt_d"}
-    transform = InputTransform(d, kind[bool(mean.any()), told.scale != 1])
+    transform = InputTransform(d, kind[isinstance(told.mean, Tensor), told.scale != 1])
     if transform.kind != "none":
-        transform.mean.copy_(mean)
+        transform.mean.copy_(torch.as_tensor(told.mean))
         transform.scale.fill_(1 / told.scale)
     return transform
 
 
-def _vector(d: int, value: Any) -> Tensor:
-    """A check for `d` numbers, or 0 for all of them."""
+def _vector(d: int, value: Any) -> Tensor | int:
+    """A check for `d` numbers; 0 where they all are."""
     try:
         vector = torch.as_tensor(value, dtype=torch.float32).detach().cpu().flatten()
     except (TypeError, ValueError, RuntimeError):
         vector = torch.empty(0)
-    if vector.shape == (1,) and vector[0] == 0:
-        vector = vector.expand(d)
+    if vector.shape in ((1,), (d,)) and not vector.any():
+        return 0
     if vector.shape != (d,) or not torch.isfinite(vector).all():
         raise ValueError(f"give {d} numbers, or 0 for none")
     return vector
