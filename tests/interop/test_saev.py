@@ -302,6 +302,14 @@ def test_k_in_two_places_is_asked(tmp_path):
     """From schema 2 on k belongs to the activation; one beside it would be of a version that nobody knows."""
     with pytest.raises(DialectError, match="other_fields=.*top_k=7"):
         load_dictionary(edited("schema5_topk", tmp_path, lambda header: header["cfg"].update(top_k=7)), **WHO)
+    for case in ("schema5_relu", "schema1_subtracts"):  # and a ReLU has none
+
+        def change(header):
+            header["cfg"].get("activation", {"params": header["cfg"]})["params"].update(top_k=7)
+
+        with pytest.raises(DialectError, match="other_fields=.*top_k=7"):
+            load_dictionary(edited(case, tmp_path, change), **WHO, **(RAW if case.startswith("schema1") else {}),
+                            subtract_b_dec=case.startswith("schema1"))  # fmt: skip
     with pytest.raises(DialectError, match="says k=5, you say 7"):
         opened("schema5_topk", k=7)
 
@@ -353,3 +361,13 @@ def test_numbers_may_come_as_the_tensors_that_saev_keeps(tmp_path):
     for wrong in (torch.ones(3), torch.tensor(float("nan")), None):
         with pytest.raises(DialectError, match=r"scale=.*(expected a finite number|\.\.\.:)"):
             opened("no_schema", scale=wrong)
+
+
+@pytest.mark.parametrize(("data", "noted"), [({"patches": "cls"}, "'cls'"), ({"tokens": "special"}, "'special'"),
+                                             ({"patches": ["cls"] * 999}, "cls"), ({"patches": "patches"}, ""),
+                                             ({"tokens": "content"}, ""), ({}, "")])  # fmt: skip
+def test_a_run_on_other_tokens_than_patches_is_noted(tmp_path, data, noted):
+    edited("schema5_relu", tmp_path, lambda header: None)
+    (tmp_path / "config.json").write_text(json.dumps({"train_data": data}))
+    notes = load_dictionary(tmp_path, **WHO).metadata["notes"]
+    assert [noted in note and len(note) < 200 for note in notes] == [True] * bool(noted)

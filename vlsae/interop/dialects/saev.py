@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,14 @@ from vlsae.interop import answers as ask
 from vlsae.interop.answers import Answers, Fact
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.fields import describe, ignored_note, other_fields
+from vlsae.interop.saev_header import COUNT, FAMILIES, NEWEST, Header, read_header
 from vlsae.interop.source import Source
 from vlsae.interop.weights import bias_of_raw_input, build, without_transform
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 THRESHOLD = "activation.threshold"
-SCHEMAS = (0, 1, 2, 3, 4, 5)  # 0: the first files, which have no such field
-NEWEST = SCHEMAS[-1]
+PATCHES = ("patches", "image", "content")  # names of the usual choice of tokens
 MAY_SUBTRACT = (1, 2)  # of which there are files whose training took b_dec off, and nothing in them says so
-FAMILIES = {
-    "Relu": ("relu",),
-    "TopK": ("unrectified_topk", "topk"),
-    "BatchTopK": ("batch_topk", "unrectified_topk", "topk"),
-}
-HEADER = {"schema", "cfg", "cls", "commit", "lib"}
-CFG = {"d_vit", "d_model", "exp_factor", "d_sae", "activation", "n_reinit_samples", "ghost_grads", "use_ghost_grads",
-       "sparsity_coeff", "l1_coeff", "remove_parallel_grads", "normalize_w_dec", "seed", "reinit_blend",
-       "reinit_enc_dec_tranpose"}  # fmt: skip  # saev's spelling; all but sizes and activation are of training
-PARAMS = {"key", "kind", "top_k", "sparsity", "momentum", "aux"}
-KNOWN = "saev up to schema 5"
-COUNT = ask.number(1, whole=True)
 SMALLEST, LARGEST = 1e-30, 1e30  # of an answer
 SIGNED = (
     "saev's TopK has no ReLU: where fewer than k pre-activations are positive, negative ones are among the codes "
@@ -50,22 +37,6 @@ MATRYOSHKA = (
     "Matryoshka runs of these versions took b_dec off the input while they trained; saev's loader does not, and neither do "
     "these codes (subtract_b_dec=True gives those of training)."
 )
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the first line says.
-
-    Attributes:
-        schema: 0 to 5; activation: "Relu", "TopK" or "BatchTopK"; params: its settings; cfg: of the whole model;
-        other: fields that no version has.
-    """
-
-    schema: int
-    activation: str
-    params: dict[str, Any] = field(default_factory=dict)
-    cfg: dict[str, Any] = field(default_factory=dict)
-    other: dict[str, Any] = field(default_factory=dict)
 
 
 @DIALECTS.register("saev")
@@ -87,7 +58,7 @@ class Saev(Dialect):
         return "d_vit" in header or ("schema" in header and isinstance(header.get("cfg"), dict))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
-        header = _header(source)
+        header = read_header(source)
         d, n = _size(source, header)
         told = answers.settle(**_facts(source, header, d), **_sparsity(source, header, answers))
         tensors = {name: source.tensor(name) for name in NAMES}
@@ -100,7 +71,7 @@ class Saev(Dialect):
         notes = {"topk": [DROPPED], "unrectified_topk": [SIGNED]}.get(told.family, [])
         notes += [OWN_LOADER] if header.schema == 0 else []
         notes += [MATRYOSHKA] if header.schema in MAY_SUBTRACT and not told.subtract_b_dec else []
-        notes += ignored_note(header.other, ())
+        notes += [*_tokens_note(source), *ignored_note(header.other, ())]
         dictionary.metadata = {"model": told.model, "site": told.site, "saev": source.header, "notes": notes}
         if source.config:
             dictionary.metadata["saev_run"] = source.config
@@ -121,38 +92,6 @@ class Saev(Dialect):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "sae.pt") as partial:
             partial.write_bytes(json.dumps(header).encode() + b"\n" + data.getvalue())
-
-
-def _header(source: Source) -> Header:
-    header = source.header
-    schema = header.get("schema", 0)
-    if type(schema) is not int or schema not in SCHEMAS:
-        raise DialectError(
-            f"{source.weights} has schema {describe(schema, 40)}; known are none and 1 to {NEWEST}. Is there a newer vlsae?"
-        )
-    if schema == 0:
-        return Header(0, "Relu", cfg=header, other=_beyond((header, CFG)))
-    cfg = header.get("cfg")
-    cfg = cfg if isinstance(cfg, dict) else {}
-    found, params = header.get("cls"), cfg
-    other = _beyond((header, HEADER), (cfg, CFG | {"top_k"}))
-    if schema > 1 or "activation" in cfg:  # schema 1 has two layouts: the activation as the class of cfg, or inside it
-        inner = cfg.get("activation")
-        inner = inner if isinstance(inner, dict) else {}
-        found, params = inner.get("cls"), inner.get("params")
-        params = params if isinstance(params, dict) else {}
-        other = _beyond((header, HEADER), (cfg, CFG), (inner, {"cls", "params"}), (params, PARAMS))
-    if not isinstance(found, str) or found not in FAMILIES:
-        reason = "; it chooses among a whole batch by size, which no family computes" if found == "AbsBatchTopK" else ""
-        raise DialectError(
-            f"{source.weights} names the activation {describe(found)!r}; expected Relu, TopK or BatchTopK{reason}."
-        )
-    return Header(schema, found, params, cfg, other)
-
-
-def _beyond(*parts: tuple[dict[str, Any], set[str]]) -> dict[str, Any]:
-    """The fields that are not among those known, of each part."""
-    return {name: value for part, known in parts for name, value in part.items() if name not in known}
 
 
 def _size(source: Source, header: Header) -> tuple[int, int]:
@@ -185,8 +124,7 @@ def _size(source: Source, header: Header) -> tuple[int, int]:
 
 def _facts(source: Source, header: Header, d: int) -> dict[str, Fact]:
     """What is needed beside the activation; the generation says some of it, and the run's configuration beside the file."""
-    run = source.config.get("train_data", source.config.get("data"))
-    run = run if isinstance(run, dict) else {}
+    run = _run(source)
     scaled = header.schema < 2  # later loaders hand out activations as they are, unless told otherwise
     layer = run.get("layer")
     commit = describe(source.header.get("commit", "unknown"), 40)
@@ -212,14 +150,27 @@ def _facts(source: Source, header: Header, d: int) -> dict[str, Fact]:
             "a positive number, their mean norm without the mean over sqrt(d); 1 if it was off",
             check=partial(_scalar, least=SMALLEST),
         ),
-    } | other_fields(header.other, (), KNOWN)
+    } | other_fields(header.other, (), f"saev up to schema {NEWEST}")
+
+
+def _run(source: Source) -> dict[str, Any]:
+    """What the run's configuration beside the file, if there is one, says of its data."""
+    run = source.config.get("train_data", source.config.get("data"))
+    return run if isinstance(run, dict) else {}
+
+
+def _tokens_note(source: Source) -> list[str]:
+    run = _run(source)
+    tokens = run.get("tokens", run.get("patches"))
+    usual = tokens is None or (isinstance(tokens, str) and tokens in PATCHES)
+    return [] if usual else [f"Its run read the tokens {describe(tokens)!r}, not the patches of an image."]
 
 
 def _sparsity(source: Source, header: Header, answers: Answers) -> dict[str, Fact]:
     """What is needed of the activation; saev had BatchTopK before it had a threshold."""
     if header.activation == "Relu":
         return {"family": Fact("relu", "the family", "relu")}
-    k = Fact(_count(source, header), "how many latents are active", "a whole number", check=COUNT)
+    k = Fact(header.k, "how many latents are active", "a whole number", check=COUNT)
     family = ask.one_of(*FAMILIES[header.activation])
     if header.activation == "TopK":
         found = "unrectified_topk"
@@ -271,15 +222,6 @@ def _scalar(value: Any, least: float = -LARGEST) -> float:
     return float(
         ask.number(least, LARGEST)(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
     )
-
-
-def _count(source: Source, header: Header) -> int | None:
-    """How many latents are active, where the header says it."""
-    said = header.params.get("top_k")
-    try:
-        return None if said is None else int(COUNT(said))
-    except ValueError as error:
-        raise DialectError(f"{source.weights}: top_k={describe(said)} is no count: {error}.") from error
 
 
 def _activation(dictionary: Dictionary) -> dict[str, Any]:
