@@ -15,6 +15,8 @@ from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop.dialect import DialectError
 from vlsae.interop.source import Source
 
+FULL = ("float32", "float64", "float", "double")  # torch's names
+
 
 def build(
     source: Source, family: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None,
@@ -50,8 +52,12 @@ def build(
 
 def half_note(source: Source, name: str, project: str) -> list[str]:
     """The note that weights in half precision leave; `name` is a tensor of the file."""
-    dtype = str(source.values[name].dtype).removeprefix("torch.")
-    if dtype in ("float32", "float64"):
+    return precision_note(str(source.values[name].dtype).removeprefix("torch."), project)
+
+
+def precision_note(dtype: str, project: str) -> list[str]:
+    """The same for a type that is known by its name."""
+    if dtype in FULL:
         return []
     return [f"Weights are stored in {dtype}, and {project} computes in it; here they are float32, so that codes differ by its "
             "rounding."]  # fmt: skip
