@@ -92,6 +92,7 @@ def test_a_name_of_another_file_is_refused(tmp_path):
         ("relu", "32_8_TopKELU1p_5_False_False_0.0_a", "TopKELU1p"),
         ("relu", "32_8_BatchTopKReLU_5_UW_False_False_0.0_a", "BatchTopKReLU"),
         ("relu", "32_8_JumpReLU_32_False_False_0.0_a", "no learned thresholds"),
+        ("jumprelu", "32_8_JumpReLU_16_False_False_0.0_a", "says 16 thresholds for 32 latents"),
         ("jumprelu", "32_8_ReLU_003_False_False_0.0_a", "'ReLU' and the file has learned thresholds"),
         ("relu", "32_8_ReLU_003_True_False_0.0_a", "tied=True, and the file has a decoder"),
         ("relu_tied", "32_8_ReLU_003_False_False_0.0_a", "tied=False, and the file has no decoder"),

@@ -48,6 +48,7 @@ def test_openai_models_are_known_whatever_their_prefix(tmp_path, name):
         ({"custom_clip_ckpt_path": "mine.pt"}, ("model=",), "mine.pt"),
         ({"module_name": "mlp"}, ("site=",), "mlp of block -2"),
         ({"block_layer": True}, ("site=",), "resid of block True"),
+        ({"block_layer": 10**30}, ("site=",), "resid of block 1000000"),
         ({"model_name": ["x"], "block_layer": None}, ("model=", "site="), "block None"),
     ],
 )

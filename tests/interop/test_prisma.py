@@ -207,7 +207,8 @@ def test_half_precision_is_told(bare, pickled, dtype):
     assert "float16, and ViT-Prisma computes in it" in load_dictionary(bare(**facts), **UNKNOWN).metadata["notes"][-1]
     path = pickled(activation_fn_str="relu", normalize_activations="none", dtype=torch.bfloat16)
     assert "in bfloat16" in load_dictionary(path, **UNKNOWN).metadata["notes"][-1]
-    assert "float" not in str(load_dictionary(bare(), **UNKNOWN).metadata["notes"])
+    for none in ("torch.float32", "double", "no type", [1]):
+        assert "computes in" not in str(load_dictionary(bare(dtype=none), **UNKNOWN).metadata["notes"])
 
 
 @pytest.mark.parametrize("field, tokens", [("cls_token_only", "the class token"), ("cls_token", "the class token"),

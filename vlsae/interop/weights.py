@@ -56,8 +56,8 @@ def half_note(source: Source, name: str, project: str) -> list[str]:
 
 
 def precision_note(dtype: str, project: str) -> list[str]:
-    """The same for a type that is known by its name."""
-    if dtype in FULL:
+    """The same for a type of torch that is known by its name; none for other names."""
+    if dtype in FULL or not isinstance(getattr(torch, dtype, None), torch.dtype):
         return []
     return [f"Weights are stored in {dtype}, and {project} computes in it; here they are float32, so that codes differ by its "
             "rounding."]  # fmt: skip

@@ -134,6 +134,8 @@ def _named(source: Source) -> dict[str, str]:
             f"{source.weights}: the name says {named['n']} latents of width {named['d']}, and the encoder is {shape}; give the "
             "file its own name again, or one without these parts and answer the questions then."
         )
+    if named.get("activation") == "JumpReLU" and named.get("number", named["n"]) != named["n"]:
+        raise DialectError(f"{source.weights}: the name says {named['number']} thresholds for {named['n']} latents.")
     return named
 
 

@@ -154,7 +154,7 @@ def _model(config: dict[str, Any]) -> str | None:
 def _site(config: dict[str, Any]) -> str | None:
     """`module_name="resid"` is the output of block `block_layer` of the vision tower, counted as Python does."""
     block, name = config.get("block_layer"), config.get("model_name")
-    if config.get("module_name") != "resid" or type(block) is not int or not isinstance(name, str):
+    if config.get("module_name") != "resid" or type(block) is not int or abs(block) > 999 or not isinstance(name, str):
         return None
     certain = OURS.fullmatch(name) or "clip-vit" in name.lower()
     return f"vision.{block}.resid_post" if certain else None
