@@ -164,6 +164,30 @@ def test_what_cannot_be_computed_or_contradicts_is_refused(bare, facts, words):
         load_dictionary(bare(**facts), **UNKNOWN)
 
 
+@pytest.mark.parametrize("facts, words", [
+    ({"activation_fn_kwargs": {"k": 5}}, r"activation_fn_kwargs=\{'k': 7\} and \{'k': 5\}"),
+    ({"normalize_activations": "none", "d_in": 9}, "normalize_activations=layer_norm and none, d_in=8 and 9"),
+    ({"layer_subtype": "hook_mlp_out"}, "layer_subtype=hook_resid_post and hook_mlp_out"),
+    ({"architecture": ...}, None), ({"hook_point_layer": [5]}, None), ({"dataset_name": "other"}, None),
+    ({"hook_point_layer": ..., "d_in": 9}, None),
+])  # fmt: skip
+def test_a_pickled_configuration_and_one_beside_it_must_agree(tmp_path, bare, facts, words):
+    """Its loader takes the first alone, and the second for files of the hub."""
+    beside = {
+        "activation_fn_str": "topk",
+        "activation_fn_kwargs": {"k": 7},
+        "normalize_activations": "layer_norm",
+        **facts,
+    }
+    shutil.copy(FIXTURES / "pickled_topk" / "weights.pt", tmp_path)
+    shutil.copy(bare(**beside) / "config.json", tmp_path)
+    if words is None:
+        assert load_dictionary(tmp_path / "weights.pt").k == 7
+    else:
+        with pytest.raises(DialectError, match=f"disagree: {words}"):
+            load_dictionary(tmp_path / "weights.pt")
+
+
 def test_fields_that_no_version_has_are_asked_about(bare):
     """A fork's field may change codes from the same tensors, also one among the settings of the activation."""
     for facts in ({"use_jump_relu": False}, {"activation_fn_kwargs": {"use_jump_relu": 1}}):

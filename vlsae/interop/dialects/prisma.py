@@ -32,6 +32,8 @@ KEPT = ("model_name", "model_class_name", "hook_point", "hook_point_layer", "lay
         "normalize_activations", "dataset_name", "dataset_path", "l1_coefficient", "lp_norm", "lr", "expansion_factor",
         "initialization_method", "b_dec_init_method", "num_epochs", "total_training_images", "total_training_tokens",
         "train_batch_size", "seed", "is_transcoder", "out_hook_point_layer", "layer_out_subtype")  # fmt: skip
+DECISIVE = ("model_name", "hook_point_layer", "layer_subtype", "hook_point_head_index", "architecture", "is_transcoder",
+            "activation_fn_str", "activation_fn_kwargs", "normalize_activations", "d_in", "d_sae")  # fmt: skip
 KNOWN = {*KEPT, "activation_fn_kwargs", "activation_fn_kwargs.k", "activation_fn_kwargs.postact_fn", "d_in", "d_sae", "d_out",
          "dtype", "_dtype", "cls_token", "transcoder_with_skip_connection", "vit_model_cfg", "model_path",
          # of any version, and none of them part of a forward pass
@@ -55,7 +57,8 @@ CENTRED = (
 class Prisma(Dialect):
     """`.pt` with `{"cfg", "state_dict"}`, or a state dict and the `config.json` of `VisionModelSAERunnerConfig`.
 
-    A pickled configuration wins over the file beside it, as in the project's own loader.
+    A pickled configuration and one beside it must agree: the project's own loader takes the first, and the second for files
+    of the hub.
     """
 
     name = "prisma"
@@ -108,8 +111,25 @@ def _of_sae_lens_2(source: Source) -> bool:
 
 
 def _config(source: Source) -> dict[str, Any]:
-    pickled = _pickled(source)
-    return source.json("config.json") if pickled is None else pickled
+    pickled, beside = _pickled(source), source.json("config.json")
+    if pickled is None:
+        return beside
+    told_twice = (
+        [name for name in DECISIVE if name in pickled and name in beside] if "hook_point_layer" in beside else []
+    )
+    differing = [name for name in told_twice if _plain(pickled[name]) != _plain(beside[name])]
+    if differing:
+        said = (f"{name}={describe(pickled[name])} and {describe(beside[name])}" for name in differing)
+        raise DialectError(
+            f"{source.weights} and config.json beside it disagree: {', '.join(said)}. Move the one that is wrong away."
+        )
+    return pickled
+
+
+def _plain(value: Any) -> Any:
+    """A value as all versions would say it: sweeps have lists of one, and no settings are none."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return None if value == {} else value
 
 
 def _kind(source: Source, config: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -192,8 +212,7 @@ def _text(source: Source, config: dict[str, Any], field: str) -> str | None:
 def _hook(config: dict[str, Any]) -> str | None:
     """The hook's name, or both where two fields disagree."""
     layer, stream = config.get("hook_point_layer"), config.get("layer_subtype")
-    layer = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
-    composed = f"blocks.{layer}.{stream}" if stream is not None else None
+    composed = f"blocks.{_plain(layer)}.{stream}" if stream is not None else None
     stated = config.get("hook_point")
     head = config.get("hook_point_head_index")
     names = dict.fromkeys(str(name) for name in (stated, composed) if name is not None)
