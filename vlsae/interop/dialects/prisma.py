@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +12,22 @@ from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop.answers import Answers, Fact, model, site, truth
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.fields import describe, ignored_note, other_fields
+from vlsae.interop.prisma_config import (
+    KEPT,
+    KNOWN,
+    configuration,
+    dtype_of,
+    flat,
+    hook_of,
+    of_sae_lens_2,
+    options_of,
+    our_model,
+    our_site,
+    pickled,
+    text,
+)
 from vlsae.interop.source import Source
 from vlsae.interop.weights import bias_of_raw_input, build, precision_note, rescaled
-from vlsae.pickles import Global, Inert
 
 STANDARD = {"W_enc", "b_enc", "W_dec", "b_dec"}
 TENSORS = {
@@ -26,26 +38,6 @@ TENSORS = {
 TRANSFORMS = {"layer_norm": "layer_norm_unbiased", "constant_norm_rescale": "unit", "none": "none"}
 NORMALIZED = ("layer_norm", "constant_norm_rescale")
 ACTIVATIONS = ("relu", "topk")
-STREAMS = {f"hook_{name}": name for name in ("resid_pre", "resid_post", "attn_out", "mlp_out")}
-KEPT = ("model_name", "model_class_name", "hook_point", "hook_point_layer", "layer_subtype", "hook_point_head_index",
-        "context_size", "image_size", "cls_token_only", "use_patches_only", "architecture", "activation_fn_str",
-        "normalize_activations", "dataset_name", "dataset_path", "l1_coefficient", "lp_norm", "lr", "expansion_factor",
-        "initialization_method", "b_dec_init_method", "num_epochs", "total_training_images", "total_training_tokens",
-        "train_batch_size", "seed", "is_transcoder", "out_hook_point_layer", "layer_out_subtype")  # fmt: skip
-DECISIVE = ("model_name", "hook_point_layer", "layer_subtype", "hook_point_head_index", "architecture", "is_transcoder",
-            "activation_fn_str", "activation_fn_kwargs", "normalize_activations", "d_in", "d_sae")  # fmt: skip
-KNOWN = {*KEPT, "activation_fn_kwargs", "activation_fn_kwargs.k", "activation_fn_kwargs.postact_fn", "d_in", "d_sae", "d_out",
-         "dtype", "_dtype", "cls_token", "transcoder_with_skip_connection", "vit_model_cfg", "model_path",
-         # of any version, and none of them part of a forward pass
-         "_custom_hook_point", "_device", "cached_activations_path", "checkpoint_path", "dataset_size", "dataset_train_path",
-         "dataset_val_path", "dead_feature_threshold", "dead_feature_window", "device", "dist_url", "distributed",
-         "feature_sampling_window", "from_pretrained_path", "gpu", "is_training", "local_store_batch_size",
-         "local_train_batch_size", "log_to_wandb", "lr_scheduler_name", "lr_warm_up_steps", "max_grad_norm",
-         "min_explained_variance", "min_l0", "n_batches_in_buffer", "n_checkpoints", "n_validation_runs", "num_patch",
-         "num_workers", "post_training_eval", "prisma_vit_cfg", "rank", "return_out_only", "run_name", "sae_path",
-         "sparsity_loss", "store_batch_size", "tokens_per_buffer", "total_training_steps", "training_eval", "unique_hash",
-         "use_cached_activations", "use_ghost_grads", "verbose", "wandb_entity", "wandb_log_frequency", "wandb_project",
-         "world_size"}  # fmt: skip
 TOKENS = {"cls_token_only": "the class token", "cls_token": "the class token", "use_patches_only": "patches"}
 CENTRED = (
     "ViT-Prisma may have centred what the model's blocks write (center_writing_weights, long its default): it then read "
@@ -68,23 +60,23 @@ class Prisma(Dialect):
     def sniff(self, source: Source) -> bool:
         if source.weights.suffix != ".pt":
             return False
-        if _pickled(source) is not None:
+        if pickled(source) is not None:
             return "state_dict.W_enc" in source.shapes
-        if _of_sae_lens_2(source):
+        if of_sae_lens_2(source):
             return True
         config = source.json("config.json")
         ours = config.get("model_class_name") == "HookedViT" or "layer_subtype" in config
         return ours and "hook_point_layer" in config and any(source.has(f"{p}W_enc") for p in ("", "state_dict."))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
-        if _of_sae_lens_2(source):
+        if of_sae_lens_2(source):
             raise DialectError(
                 f"{source.weights} has the parts 'config' and 'autoencoder', as SAELens 2 wrote them before ViT-Prisma had a "
                 "format of its own; it does not say what happens to activations first. Open it with ViT-Prisma's "
                 "SparseAutoencoder.load_from_pretrained_legacy_saelens_v2, look whether normalize_activations is what it was "
                 "trained with, and save it by save_model(...'.pt')."
             )
-        config = _config(source)
+        config = configuration(source)
         kind, names = _kind(source, config)
         width = source.shapes[names["W_enc"]][0] if source.shapes[names["W_enc"]] else 0
         said = answers.settle(**_facts(source, config, answers, width))
@@ -97,39 +89,6 @@ class Prisma(Dialect):
         notes = _notes(config, kind, said)
         dictionary.metadata |= {"model": said.model, "site": said.site, "notes": notes}
         return dictionary
-
-
-def _pickled(source: Source) -> dict[str, Any] | None:
-    content = source.content
-    config = content.get("cfg") if isinstance(content, dict) else None
-    return config.state if isinstance(config, Inert) and config.name.startswith("vit_prisma.") else None
-
-
-def _of_sae_lens_2(source: Source) -> bool:
-    content = source.content
-    return isinstance(content, dict) and "config" in content and "autoencoder.state_dict.W_enc" in source.shapes
-
-
-def _config(source: Source) -> dict[str, Any]:
-    pickled, beside = _pickled(source), source.json("config.json")
-    if pickled is None:
-        return beside
-    told_twice = (
-        [name for name in DECISIVE if name in pickled and name in beside] if "hook_point_layer" in beside else []
-    )
-    differing = [name for name in told_twice if _plain(pickled[name]) != _plain(beside[name])]
-    if differing:
-        said = (f"{name}={describe(pickled[name])} and {describe(beside[name])}" for name in differing)
-        raise DialectError(
-            f"{source.weights} and config.json beside it disagree: {', '.join(said)}. Move the one that is wrong away."
-        )
-    return pickled
-
-
-def _plain(value: Any) -> Any:
-    """A value as all versions would say it: sweeps have lists of one, and no settings are none."""
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return None if value == {} else value
 
 
 def _kind(source: Source, config: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -167,12 +126,12 @@ def _kind(source: Source, config: dict[str, Any]) -> tuple[str, dict[str, str]]:
 
 
 def _facts(source: Source, config: dict[str, Any], answers: Answers, width: int) -> dict[str, Fact]:
-    name, hook, options = config.get("model_name"), _hook(config), _options(source, config)
+    name, hook, options = config.get("model_name"), hook_of(config), options_of(source, config)
     own = "model" in answers.given or config.get("model_path") or config.get("vit_model_cfg")
-    activation, normalize = _text(source, config, "activation_fn_str"), _text(source, config, "normalize_activations")
+    activation, normalize = text(source, config, "activation_fn_str"), text(source, config, "normalize_activations")
     facts = {
-        "model": model(None if own else _our_model(name), says=config.get("model_path") or name),
-        "site": site(_our_site(config, hook), says=hook, width=width),
+        "model": model(None if own else our_model(name), says=config.get("model_path") or name),
+        "site": site(our_site(config, hook), says=hook, width=width),
         "activation_fn_str": Fact(activation, "the activation", " or ".join(ACTIVATIONS)),
         "normalize_activations": Fact(normalize, "what happens to activations first", ", ".join(TRANSFORMS)),
     }
@@ -184,72 +143,11 @@ def _facts(source: Source, config: dict[str, Any], answers: Answers, width: int)
             "normalised them for the output alone", "True, as its loader computes today, or False, which no family of ours "
             "does", check=truth,
         )  # fmt: skip
-    return facts | other_fields(_flat(config, options), KNOWN, "ViT-Prisma 2.0")
-
-
-def _options(source: Source, config: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the activation; old configurations have none for a ReLU."""
-    options = config.get("activation_fn_kwargs")
-    if not isinstance(options, dict | None):
-        raise DialectError(f"{source.weights}: activation_fn_kwargs={describe(options)} must be settings by name.")
-    return options or {}
-
-
-def _flat(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    return config | {f"activation_fn_kwargs.{name}": value for name, value in options.items()}
-
-
-def _text(source: Source, config: dict[str, Any], field: str) -> str | None:
-    """A field's value; None where it is missing, as in configurations older than the field."""
-    if field not in config:
-        return None
-    value = "none" if config[field] is None else config[field]
-    if not isinstance(value, str):
-        raise DialectError(f"{source.weights}: {field}={describe(value)} of its configuration must be text.")
-    return value
-
-
-def _hook(config: dict[str, Any]) -> str | None:
-    """The hook's name, or both where two fields disagree."""
-    layer, stream = config.get("hook_point_layer"), config.get("layer_subtype")
-    composed = f"blocks.{_plain(layer)}.{stream}" if stream is not None else None
-    stated = config.get("hook_point")
-    head = config.get("hook_point_head_index")
-    names = dict.fromkeys(str(name) for name in (stated, composed) if name is not None)
-    return " and ".join(names) + (f", head {head}" if head is not None else "") if names else None
-
-
-def _our_site(config: dict[str, Any], hook: str | None) -> str | None:
-    found = re.fullmatch(r"blocks\.(\d{1,4})\.(\w+)", hook or "")
-    if found is None or config.get("model_class_name") != "HookedViT" or found[2] not in STREAMS:
-        return None
-    return f"vision.{int(found[1])}.{STREAMS[found[2]]}"
-
-
-def _our_model(name: Any) -> str | None:
-    """Prisma's `open-clip:` is followed by a repository on the hub; a bare repository of a CLIP is transformers'."""
-    if not isinstance(name, str):
-        return None
-    if name.startswith("open-clip:"):
-        return _of_repository(name.removeprefix("open-clip:"))
-    is_clip = re.fullmatch(r"[\w.-]+/[\w.-]*clip[\w.-]*", name, re.IGNORECASE) and not name.startswith("timm/")
-    return f"hf:{name}" if is_clip else None
-
-
-def _of_repository(repository: str) -> str | None:
-    """The one name under which open_clip knows the weights of a repository; None where there are several."""
-    import open_clip  # takes seconds, and few files need it
-
-    found = [
-        f"open_clip:{arch}/{tag}"
-        for arch, tag in open_clip.list_pretrained()
-        if ((open_clip.get_pretrained_cfg(arch, tag) or {}).get("hf_hub") or "").rstrip("/") == repository
-    ]
-    return found[0] if len(found) == 1 else None
+    return facts | other_fields(flat(config, options), KNOWN, "ViT-Prisma 2.0")
 
 
 def _check_computable(source: Source, config: dict[str, Any], kind: str, said: SimpleNamespace) -> None:
-    after = _options(source, config).get("postact_fn", "relu")
+    after = options_of(source, config).get("postact_fn", "relu")
     computable = {"activation_fn_str": ACTIVATIONS[:1] if kind == "gated" else ACTIVATIONS,
                   "normalize_activations": tuple(TRANSFORMS)}  # fmt: skip
     for field, possible in computable.items():
@@ -306,18 +204,11 @@ def _build(source: Source, kind: str, said: SimpleNamespace, tensors: dict[str, 
 
 
 def _notes(config: dict[str, Any], kind: str, said: SimpleNamespace) -> list[str]:
-    notes = ignored_note(_flat(config, config.get("activation_fn_kwargs") or {}), KNOWN)
+    notes = ignored_note(flat(config, config.get("activation_fn_kwargs") or {}), KNOWN)
     if kind == "transcoder":
         out = f"blocks.{config.get('out_hook_point_layer')}.{config.get('layer_out_subtype')}"
         notes.append(f"A transcoder: its output stands for {describe(out)}, not for what it reads.")
     notes += [f"It was trained on {tokens} alone." for name, tokens in TOKENS.items() if config.get(name) is True]
     if said.normalize_activations != "layer_norm":  # which removes every token's mean itself
         notes.append(CENTRED)
-    return notes + precision_note(_dtype(config), Prisma.project)
-
-
-def _dtype(config: dict[str, Any]) -> str:
-    """The type in which it computes, by its name; JSON and versions say it differently."""
-    said = config.get("dtype") or config.get("_dtype")
-    said = said.name if isinstance(said, Global) else said.get("value") if isinstance(said, dict) else said
-    return describe(said or "float32", 20).removeprefix("torch.")
+    return notes + precision_note(dtype_of(config), Prisma.project)
