@@ -259,6 +259,23 @@ def test_what_the_name_of_a_file_said_is_written_again(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "weight, decimals", [(1.5e-5, "000015"), (0.003, "003"), (0.0, "0"), ("a/b", "0"), (None, "0")]
+)
+def test_names_are_written_that_their_loader_and_ours_can_read(tmp_path, weight, decimals):
+    """Whatever the metadata holds: their loader splits at underscores and opens what comes before `.pt`."""
+    ours = filled(ReLUDictionary(4, 8))
+    ours.metadata = {"sparse_weight": weight, "dataset": "a" * 300, "target_norm": "two"}
+    DIALECTS.get("msae")().write(ours, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"8_4_ReLU_{decimals}_False_False_0.0_vlsae.pth"]
+    facts = load_dictionary(tmp_path, **UNKNOWN).metadata
+    assert facts["sparse_weight"] == float(f"0.{decimals}") and facts["target_norm"] == 2.0
+    nested = filled(NestedSparsityMatryoshka(4, 8, ks=[2, 8]))
+    nested.metadata = {"level_weights": "a/b"}
+    DIALECTS.get("msae")().write(nested, tmp_path / "nested")
+    assert (tmp_path / "nested" / "8_4_TopKReLU_2_UW_False_False_0.0_vlsae.pth").is_file()
+
+
+@pytest.mark.parametrize(
     "dictionary, kind, said",
     [
         (BatchTopKDictionary(4, 8, k=2), "none", "stores no threshold"),

@@ -136,7 +136,7 @@ def test_answers_that_no_family_computes_are_refused_as_in_a_file(pickled):
     path = pickled(hook_point_layer=9)
     with pytest.raises(DialectError, match="normalize_activations='batch_norm'.*nothing that our families compute"):
         load_dictionary(path, activation_fn_str="relu", normalize_activations="batch_norm", **UNKNOWN)
-    with pytest.raises(DialectError, match="k='7' must be a whole number"):
+    with pytest.raises(DialectError, match="k='7' is no answer.*a finite whole number, at least 1"):
         load_dictionary(path, activation_fn_str="topk", k="7", normalize_activations="none", **UNKNOWN)
 
 

@@ -95,15 +95,16 @@ class MSAE(Dialect):
         whole = transform.kind != "none"
         ours = {"pre_bias": "b_dec", "encoder": "W_enc", "latent_bias": "b_enc", "decoder": "W_dec"}
         weights = {name: state[other].detach().cpu().float().contiguous() for name, other in ours.items()}
+        norm = dictionary.metadata.get("target_norm")
         weights["latents_activation_frequency"] = torch.zeros(dictionary.n_latents, dtype=torch.int64)
         content = {
             "model": weights,
             "mean_center": transform.mean.cpu().float() if whole else torch.zeros(dictionary.d),
             "scaling_factor": float(transform.scale[0]) if whole else 1.0,
-            "target_norm": dictionary.metadata.get("target_norm", dictionary.d**0.5),
+            "target_norm": norm if isinstance(norm, (int, float)) else dictionary.d**0.5,
         }
-        dataset = str(dictionary.metadata.get("dataset"))
-        dataset = dataset if re.fullmatch(r"[\w~-]+", dataset) else "vlsae"
+        dataset = str(dictionary.metadata.get("dataset", ""))
+        dataset = dataset if re.fullmatch(r"[\w~-]{1,100}", dataset) else "vlsae"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{dictionary.n_latents}_{dictionary.d}_{activation}_False_False_0.0_{dataset}.pth"
         with replacing(path) as partial:
@@ -272,12 +273,14 @@ def _activation(dictionary: Dictionary) -> str:
     """The part of the name from which MSAE's loader makes the activation."""
     family = dictionary.family
     if family == "relu":
-        weight = dictionary.metadata.get("sparse_weight", 0.0)
-        return f"ReLU_{str(weight).partition('.')[2] or 0}"
+        weight = dictionary.metadata.get("sparse_weight")
+        decimals = f"{weight:.15f}".rstrip("0").partition(".")[2] if isinstance(weight, float) else ""
+        return f"ReLU_{decimals or 0}"
     if family == "topk":
         return f"TopKReLU_{dictionary.k}"
     if family == "nested_sparsity" and not dictionary.cut:
-        return f"TopKReLU_{dictionary.ks[0]}_{dictionary.metadata.get('level_weights', 'UW')}"
+        levels = "RW" if dictionary.metadata.get("level_weights") == "RW" else "UW"
+        return f"TopKReLU_{dictionary.ks[0]}_{levels}"
     why = {
         "batch_topk": "chooses over a batch and stores no threshold",
         "jumprelu": "has a JumpReLU that its own loader cannot open",

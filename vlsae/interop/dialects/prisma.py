@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.transform import InputTransform
-from vlsae.interop.answers import Answers, Fact, model, site, truth
+from vlsae.interop.answers import Answers, Fact, model, number, site, truth
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.fields import describe, ignored_note, other_fields
 from vlsae.interop.prisma_config import (
@@ -136,7 +136,7 @@ def _facts(source: Source, config: dict[str, Any], answers: Answers, width: int)
         "normalize_activations": Fact(normalize, "what happens to activations first", ", ".join(TRANSFORMS)),
     }
     if (activation or answers.given.get("activation_fn_str")) == "topk":
-        facts["k"] = Fact(options.get("k"), "active latents a token", "a whole number")
+        facts["k"] = Fact(options.get("k"), "active latents a token", "a whole number", check=number(1, whole=True))
     if "architecture" not in config and (normalize or answers.given.get("normalize_activations")) in NORMALIZED:
         facts["normalized_encoder"] = Fact(
             None, "whether its encoder reads normalised activations; versions of ViT-Prisma that had no field `architecture` "
