@@ -114,8 +114,8 @@ def _what(start: bytes) -> str:
         return "it is empty"
     if start[:1] == b"\x80":
         return (
-            "it is a bare pickle, as torch wrote before 1.6; if you trust its source, open it with "
-            "torch.load(file, weights_only=False) and save its state dict again with torch.save"
+            "it is a bare pickle, as torch wrote before 1.6 and pickle.dump writes; if you trust its source, open it with "
+            "torch.load(file, weights_only=False), or by pickle.load, and save what it holds again with torch.save"
         )
     if start[:2] == b"\x1f\x8b":
         return "it is compressed with gzip; unpack it first"

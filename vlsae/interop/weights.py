@@ -16,6 +16,7 @@ from vlsae.interop.dialect import DialectError
 from vlsae.interop.source import Source
 
 LATENTS = 256  # that are in double precision at a time
+FULL = ("float32", "float64", "float", "double")  # torch's names
 
 
 def build(
@@ -52,8 +53,12 @@ def build(
 
 def half_note(source: Source, name: str, project: str) -> list[str]:
     """The note that weights in half precision leave; `name` is a tensor of the file."""
-    dtype = str(source.values[name].dtype).removeprefix("torch.")
-    if dtype in ("float32", "float64"):
+    return precision_note(str(source.values[name].dtype).removeprefix("torch."), project)
+
+
+def precision_note(dtype: str, project: str) -> list[str]:
+    """The same for a type of torch that is known by its name; none for other names."""
+    if dtype in FULL or not isinstance(getattr(torch, dtype, None), torch.dtype):
         return []
     return [f"Weights are stored in {dtype}, and {project} computes in it; here they are float32, so that codes differ by its "
             "rounding."]  # fmt: skip
