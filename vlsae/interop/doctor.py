@@ -102,7 +102,7 @@ class _Job:
     def run(self, place: Site | None, others: Sequence[str], policy: Any) -> Diagnosis:
         """The diagnosis at a site, or at the best of the others where that is None."""
         kept, roles = token_places(self.model, place, policy)
-        probe = probe_places(roles, self.seed)
+        probe = probe_places(roles, len(self.inputs), self.seed)
         partly = {site: [kept[i] for i in probe] for site in others}
         findings: list[Finding] = []
         if place is None:

@@ -16,7 +16,7 @@ from vlsae.interop.examination.rules import GAIN, LEAST_EV, severity_of_gain
 from vlsae.interop.examination.trials import Trial, trials
 
 TIE = 0.01  # explained variance: of uses so close the one listed first, which is the more usual, is named
-SEARCHED = 16  # images on which sites and inputs are tried together
+SEARCHED = 256  # tokens on which sites and inputs are tried together, some hundred uses; but of 16 images or more
 Bar = Callable[[Sequence, str], Iterable]
 WAYS = {
     "site": "sites of this width", "input": "ways to give it its input", "k": "numbers of active latents",
@@ -76,8 +76,9 @@ def compare_uses(
 def _both(dictionary: Dictionary, probes: Mapping[str, Tensor], own: str, bar: Bar) -> tuple[str, Trial, Fit]:
     """The best input at another site of the same stream: what a file leaves open is often the block and the scaling."""
     sites = [site for site in probes if site != own and site.split(".")[-1] == own.split(".")[-1]] or list(probes)
+    few = max(16, SEARCHED // probes[own].shape[1])  # images
     found = [
-        (site, trial, fit(dictionary, probes[site][:SEARCHED], trial.reconstruct).ev)
+        (site, trial, fit(dictionary, probes[site][:few], trial.reconstruct).ev)
         for site in bar(sites, "sites and inputs")
         for trial in trials(dictionary, probes[site].flatten(0, 1))
         if trial.about == "input"

@@ -16,7 +16,8 @@ from vlsae.interop.examination.diagnosis import Finding
 from vlsae.interop.examination.fit import Fit, fit
 
 POLICIES = ("patches", "cls", "patches+cls", "all", "random_k")
-PROBED = 8  # patches an image on which sites and trials are compared
+PROBED = 8  # patches an image on which sites and trials are compared, of few images
+COMPARED = 1024  # such patches of all images, at most: dozens of sites and trials each encode them all
 
 
 def token_places(model: Backbone, place: Site | None, policy: Any) -> tuple[list[int], list[str]]:
@@ -27,10 +28,10 @@ def token_places(model: Backbone, place: Site | None, policy: Any) -> tuple[list
     return kept, [model.token_roles[i] for i in kept]
 
 
-def probe_places(roles: Sequence[str], seed: int) -> list[int]:
-    """Positions among tokens of these roles of the few that comparisons use: `PROBED` patches, and all that are none."""
+def probe_places(roles: Sequence[str], n_images: int, seed: int) -> list[int]:
+    """Positions among tokens of these roles of the few that comparisons use: some patches, and all that are none."""
     patches = where(roles, "patch")
-    few = np.random.default_rng(seed).permutation(patches)[:PROBED].tolist()
+    few = np.random.default_rng(seed).permutation(patches)[: max(1, min(PROBED, COMPARED // n_images))].tolist()
     return sorted({*few, *(i for i, role in enumerate(roles) if role != "patch")})
 
 
