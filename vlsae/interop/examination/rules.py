@@ -68,6 +68,15 @@ def of_model(dictionary: Dictionary, model: Backbone) -> Finding:
     return Finding("ok", "model", f"It was trained on {known}, which it was examined on.")
 
 
+def k_is_known(dictionary: Dictionary) -> bool:
+    """Whether k, or the threshold, is that of training: by its recipe, or since another project's file says it."""
+    recipe, opened = (dictionary.metadata.get(name) for name in ("recipe", "opened_from"))
+    if isinstance(recipe, Mapping) and recipe.get("k") is not None:
+        return recipe["k"] == getattr(dictionary, "k", None)
+    told = opened.get("told", {}) if isinstance(opened, Mapping) else {"k": None}
+    return not {"k", "threshold"} & set(told)
+
+
 def of_sparsity(dictionary: Dictionary, fit: Fit) -> list[Finding]:
     """L0 against k; a bound for each token, or a mean over tokens behind a threshold."""
     l0, k = float(fit.l0.double().mean()), getattr(dictionary, "k", None)
