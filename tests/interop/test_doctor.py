@@ -155,11 +155,13 @@ def test_a_forgotten_site_is_found(sae, held):
 
 def test_sites_that_do_not_exist_or_have_another_width(sae, held):
     found = held(sae, site="vision.13.resid_post")
-    assert not found.fits and "blocks of tiny are 0 to 5, or -6 to -1" in found.verdict
+    assert not found.fits and "blocks of tiny are 0 to 5, or -6 to -1" in found.finding("site").text
+    assert found.verdict == "It does not fit tiny: vision.13.resid_post does not exist."
     found = held(TopKDictionary(8, 16, k=2), site="vision.-2.resid_post")
-    assert "width 8, but vision.4.resid_post of tiny has 192" in found.verdict and "no site of tiny" in found.verdict
+    assert "width 8, but vision.4.resid_post of tiny has 192" in found.verdict
+    assert "no site of tiny" in found.finding("width").text
     found = held(TopKDictionary(128, 16, k=2), site="vision.-2.resid_post")
-    assert not found.fits and "text.0..1.resid_pre" in found.verdict  # the text tower of the tiny CLIP is narrower
+    assert not found.fits and "text.0..1.resid_pre" in found.finding("width").text  # its text tower is narrower
     with pytest.raises(ValueError, match="does not exist; write TOWER.BLOCK.STREAM"):
         held(sae, site="blocks.3.hook_resid_post")
 

@@ -52,6 +52,8 @@ def _doctor(options: argparse.Namespace) -> dict[str, Any]:
 
     check_request(options.site, options.tokens, options.images)
     device, images = usable_device(options.device), _inputs(options.data)
+    if len(images) < 2:
+        raise ValueError(f"{options.data} holds {len(images)} of them; give 2 or more (64 are usual).")
     answers = dict(named_value(text) for text in options.options)
     known = {"model": options.model, "site": options.site or "unknown"}
     dictionary, _ = open_knowing(options.path, answers, known, options.dialect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,16 @@ from vlsae.interop.examination.diagnosis import SEVERITIES, Diagnosis, Finding, 
 from vlsae.interop.examination.fit import Fit, fit, resample
 from vlsae.interop.examination.numbers import expected, numbers_of
 from vlsae.interop.examination.place import find_place, readable
-from vlsae.interop.examination.roles import POLICIES, best_ev, judged_roles, probe_places, token_places, where
+from vlsae.interop.examination.roles import (
+    POLICIES,
+    best_ev,
+    finding_of_roles,
+    judged_roles,
+    probe_places,
+    token_places,
+    wanted_roles,
+    where,
+)
 from vlsae.interop.examination.tokens import comparable_sites, read_tokens, sample_inputs, site_widths
 
 OTHER_TARGET = ("transcoder", "feed_forward", "crosscoder")  # families that do not reconstruct what they read
@@ -81,10 +91,8 @@ def examine(
     place, problem = find_place(dictionary, model, site, widths)
     if problem is not None:
         named = site or dictionary.metadata.get("site")
-        why = (
-            f"has no site {named}" if problem.about == "site" else f"has another width{f' at {named}' if named else ''}"
-        )
-        verdict = f"It does not fit {model.spec}, which {why}."
+        why = re.split("[:;] ", problem.text)[0]
+        verdict = f"It does not fit {model.spec}: {why[0].lower()}{why[1:]}."
         return Diagnosis(_subject(dictionary), model.spec, named, [problem], verdict, **_provenance(dictionary))
     job = _Job(dictionary, model, sample_inputs(images, n_images, seed), seed, batch_size, progress)
     return job.run(place, comparable_sites(place, widths, dictionary.d), tokens or dictionary.metadata.get("tokens"))
@@ -98,7 +106,7 @@ def check_request(site: str | None, tokens: str | None, n_images: int) -> None:
     """
     if n_images < 2:
         raise ValueError(
-            f"{n_images} images were asked for; give 2 or more (64 is usual), since intervals are over images."
+            f"n_images={n_images} was given; give 2 or more (64 is usual), since intervals are over images."
         )
     if tokens not in (None, *POLICIES):
         raise ValueError(f"tokens={tokens!r} is unknown; give one of {', '.join(POLICIES)}.")
@@ -126,7 +134,8 @@ class _Job:
         if place is None:
             seen = self.read(partly)
             probed = [roles[i] for i in probe]
-            own = max(self.bar(list(others), "sites"), key=lambda site: best_ev(self.dictionary, seen[site], probed))
+            wanted = wanted_roles(policy, roles)
+            own = max(self.bar(list(others), "sites"), key=lambda s: best_ev(self.dictionary, seen[s], probed, wanted))
             seen[own] = self.read({own: kept})[own]
             findings.append(Finding("warning", "site", f"Nothing says at which site it was trained; of {len(others)} it "
                                     f"explains most at {own}, which was examined. Give --site where you know it."))  # fmt: skip
@@ -135,7 +144,7 @@ class _Job:
             seen = self.read({**partly, own: kept})
         x = seen[own]
         fits = {role: fit(self.dictionary, x[:, where(roles, role)]) for role in dict.fromkeys(roles)}
-        judged, found = judged_roles(policy, fits)
+        judged = judged_roles(policy, fits)
         at = [i for i, role in enumerate(roles) if role in judged]
         whole = fits[judged[0]] if len(judged) == 1 else fit(self.dictionary, x[:, at])
         at_probe = [j for j, i in enumerate(probe) if roles[i] in judged]
@@ -143,8 +152,9 @@ class _Job:
         probes = {site: values[:, in_full if site == own else at_probe] for site, values in seen.items()}
         weights = resample(len(self.inputs), self.seed)
         compared = compare_uses(self.dictionary, probes, own, weights, self.seed, self.bar)
-        return _concluded(self.dictionary, self.model, x[:, at], whole, judged, fits, compared,
-                          [*findings, found])  # fmt: skip
+        about, remedies = finding_of_roles(policy, judged, whole.ev, fits, own)
+        return _concluded(self.dictionary, self.model, x[:, at], whole, judged, fits, compared, [*findings, about],
+                          remedies)  # fmt: skip
 
     def read(self, places: dict[str, list[int]]) -> dict[str, Tensor]:
         return read_tokens(self.model, self.inputs, places, self.batch_size, self.progress)
@@ -155,14 +165,15 @@ class _Job:
 
 def _concluded(
     dictionary: Dictionary, model: Backbone, x: Tensor, whole: Fit, judged: Sequence[str], fits: dict[str, Fit],
-    compared: Comparison, findings: list[Finding],
+    compared: Comparison, findings: list[Finding], more: list[Remedy],
 ) -> Diagnosis:  # fmt: skip
     """All findings, the worst first, and the verdict."""
     numbers = numbers_of(dictionary, x, whole, compared)
-    others, remedies = findings_of(compared, rules.k_is_known(dictionary))
+    others, remedies = findings_of(compared, dictionary)
     if findings[0].about == "site":  # it was chosen as the best
         others = [finding for finding in others if finding.about != "site"]
         remedies = [remedy for remedy in remedies if remedy.about != "site"]
+    remedies = sorted([*remedies, *more], key=lambda remedy: -remedy.ev)
     distance = numbers.get("origin_distance")
     all_of_them = [
         rules.of_variance(whole.ev, compared.shuffled.ev), *findings, *others, rules.of_model(dictionary, model),
@@ -199,11 +210,12 @@ def _verdict(spec: str, site: str, ev: float, findings: Sequence[Finding], remed
         warned = list(dict.fromkeys(finding.about for finding in findings if finding.severity == "warning"))
         if ev < rules.LEAST_EV:
             return f"It fits {place}, but loses most of it: it explains {ev:.3f} of the variance."
-        but = f", but with a warning ({', '.join(warned)})" if warned else f": it explains {ev:.3f} of the variance"
-        return f"It fits {place}{but}."
+        if warned:
+            return f"It fits {place}, but with {'a warning' if len(warned) == 1 else 'warnings'} ({', '.join(warned)})."
+        return f"It fits {place}: it explains {ev:.3f} of the variance."
     if not remedies or remedies[0].ev < rules.LEAST_EV:
         return f"It does not fit {place}, and nothing that was tried makes it fit."
     best = remedies[0]
     elsewhere = [f"at {best.site}"] * ("site" in best.about)
-    otherwise = [{"k": "with another k"}.get(best.about, "with another input")] * (best.about != "site")
-    return f"It does not fit {place}; {' '.join([*elsewhere, *otherwise])} it does."
+    otherwise = {"site": [], "k": ["with another k"], "tokens": [best.how]}.get(best.about, ["with another input"])
+    return f"It does not fit {place}; {' '.join(elsewhere + otherwise)} it does."

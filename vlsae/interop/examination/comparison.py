@@ -12,8 +12,8 @@ from vlsae.dictionaries.base import Dictionary
 from vlsae.interop.examination.diagnosis import AS_IS, Finding, Remedy, Row
 from vlsae.interop.examination.fit import Fit, fit, interval, shuffled
 from vlsae.interop.examination.roles import known
-from vlsae.interop.examination.rules import GAIN, LEAST_EV, severity_of_gain
-from vlsae.interop.examination.trials import Trial, trials
+from vlsae.interop.examination.rules import GAIN, LEAST_EV, k_is_known, severity_of_gain
+from vlsae.interop.examination.trials import Trial, trained_k, trials
 
 TIE = 0.01  # explained variance: of uses so close the one listed first, which is the more usual, is named
 SEARCHED = 256  # tokens on which sites and inputs are tried together, some hundred uses; but of 16 images or more
@@ -88,18 +88,19 @@ def _both(dictionary: Dictionary, probes: Mapping[str, Tensor], own: str, bar: B
     return site, trial, fit(dictionary, probes[site], trial.reconstruct)
 
 
-def findings_of(compared: Comparison, k_is_known: bool) -> tuple[list[Finding], list[Remedy]]:
+def findings_of(compared: Comparison, dictionary: Dictionary) -> tuple[list[Finding], list[Remedy]]:
     """What other uses say about this one, and those that are better, the best first.
 
-    Args:
-        k_is_known: whether k or the threshold is what training used: more codes always explain more.
+    Where k or the threshold is that of training, another is no fault: more codes explain more.
     """
+    settled, trained = k_is_known(dictionary), trained_k(dictionary)
     found: list[Finding] = []
     better: list[Remedy] = []
     for about, uses in _uses(compared).items():
-        finding, remedy = _best_use(compared, about, uses)
+        as_trained = [(r, f) for r, f in uses if r.k is not None and r.k == trained and compared.severity(f) != "ok"]
+        finding, remedy = _best_use(compared, about, as_trained or uses)
         if about == "k" and finding.severity != "ok":
-            finding = replace(finding, severity="ok" if k_is_known and finding.severity == "warning" else "warning")
+            finding = replace(finding, severity="ok" if settled and finding.severity == "warning" else "warning")
         found.append(finding)
         better += [remedy] if remedy and finding.severity != "ok" else []
     return found, sorted(better, key=lambda remedy: -remedy.ev)

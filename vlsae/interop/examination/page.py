@@ -12,13 +12,13 @@ from vlsae.interop.examination.steps import steps
 from vlsae.metrics.result import Metric
 
 WIDTH = 108  # columns
-REASONS, NOTES = 2, 2  # findings and notes that stand on the short page
+REASONS, NOTES = 2, 2  # findings and notes that stand on the short page; one finding where a better use is known
 LABELS = {
     "ev_centred": "explained variance (of 1)", "l0": "active latents a token", "silent": "tokens with no active latent (%)",
     "dead": "latents that never fired (%)", "stretch": "length of reconstructions (times)", "atom_norm_median": "norm of atoms",
 }  # fmt: skip
 RANGES = {"l0": ("l0_p5", "l0_p95"), "atom_norm_median": ("atom_norm_min", "atom_norm_max")}
-PERCENT = ("silent", "dead")
+PERCENT, TENTHS = ("silent", "dead"), ("silent", "dead", "l0")  # shown in percent; with one digit
 MEANING = (
     "Explained variance is 1 - squared error / squared distance from the mean token: 0 is no better than that mean. "
     "Its range is a 95 % interval over images; that of active latents holds 90 % of tokens."
@@ -54,9 +54,10 @@ def _why(found: Diagnosis, full: bool) -> str:
     explained = {"variance"} if found.remedies else set()
     explained |= {remedy.about for remedy in found.remedies}
     others = [f for f in found.findings if f.severity != "ok" and f.about not in explained]
-    lines += [_fill(f"{f.severity.capitalize()}: {f.text}", 2) for f in others[:REASONS]]
-    if others[REASONS:] and not full:
-        lines.append(_fill(f"And {', '.join(dict.fromkeys(f.about for f in others[REASONS:]))}.", 2))
+    shown = len(others) if full else 1 if found.remedies else REASONS
+    lines += [_fill(f"{f.severity.capitalize()}: {f.text}", 2) for f in others[:shown]]
+    if others[shown:]:
+        lines.append(f"  More in full: {', '.join(dict.fromkeys(f.about for f in others[shown:]))}.")
     return "\n".join(lines)
 
 
@@ -65,9 +66,12 @@ def _measured(found: Diagnosis) -> str:
     rows = [("", "measured", "range", "expected")]
     for name, label in LABELS.items():
         metric, times = found.metrics[name], 100 if name in PERCENT else 1
+        if name == "silent" and metric.value == 0:
+            continue  # as nearly always
         ends = metric.ci or tuple(found.metrics[end].value for end in RANGES.get(name, ()))
-        between = " to ".join(_number(end) for end in ends)
-        rows.append((label, _number(times * metric.value), between, found.expected.get(name, "")))
+        digits = 1 if name in TENTHS else 3
+        between = " to ".join(_number(end, digits) for end in ends)
+        rows.append((label, _number(times * metric.value, digits), between, found.expected.get(name, "")))
         rows += [(f"  {other}", _number(value), "", "clearly less") for other, value in metric.baselines.items()]
     wide = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"  {a:<{wide[0]}} {b:>{wide[1]}}   {c:<{wide[2]}}   {d}".rstrip() for a, b, c, d in rows]
@@ -103,10 +107,10 @@ def _tables(found: Diagnosis) -> list[str]:
     return [*tables, "All that was checked\n" + "\n".join(_checked(f) for f in found.findings)]
 
 
-def _number(value: float) -> str:
+def _number(value: float, digits: int = 3) -> str:
     if not math.isfinite(value):
         return "-"
-    return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _metric_table(metrics: dict[str, Metric]) -> str:

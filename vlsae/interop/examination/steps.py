@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -22,17 +23,19 @@ def steps(found: Diagnosis, path: str, data: str, options: str) -> list[str]:
     again = _Again(found, path, data, options)
     if not found.metrics:
         return again.elsewhere()
-    best = [*found.remedies[:1]] if found.remedies and (not found.fits or found.remedies[0].ev >= LEAST_EV) else []
-    lines = [line for remedy in best for line in again.with_remedy(remedy)]
-    others = found.remedies[len(best) : len(best) + OTHERS]
+    lines, others = [], found.remedies
+    if others and others[0].ev >= LEAST_EV:
+        lines, others = again.with_remedy(others[0]), others[1:]
     if others:
-        lines.append(f"Less good: {'; '.join(f'{r.how} ({r.ev:.3f})' for r in others)}.")
-    if not found.fits and (not best or best[0].ev < LEAST_EV):
+        worse = "Less good" if lines else "More, though not enough, is explained"
+        lines.append(f"{worse}: {'; '.join(f'{remedy.how} ({remedy.ev:.3f})' for remedy in others[:OTHERS])}.")
+    if not found.fits and (not found.remedies or found.remedies[0].ev < LEAST_EV):
         lines += again.suspects()
     elif not lines:
         where = f"at {found.site}, on {' and '.join(found.judged)} tokens"
         warned = any(finding.severity == "warning" for finding in found.findings)
-        lines.append(f"{'Mind the warning, then use' if warned else 'Use'} it {where}.")
+        lines.append(f"{'Mind what is said above, then use' if warned else 'Use'} it {where}.")
+        lines += again.opened()
     return lines
 
 
@@ -53,8 +56,7 @@ class _Again:
 
     def with_remedy(self, remedy: Remedy) -> list[str]:
         """A sentence, and lines that open, change and save the dictionary and look at it again."""
-        use = "Best: use it" if remedy.ev >= LEAST_EV else "What helps most, though not enough, is to use it"
-        text = f"{use} {remedy.how}, where it explains {remedy.ev:.3f}."
+        text = f"Best: use it {remedy.how}, where it explains {remedy.ev:.3f}."
         answers, change = self._change(remedy)
         if not self.path:
             return [text, *(f"  {line}" for line in change)]
@@ -63,9 +65,21 @@ class _Again:
         lines += ["from vlsae.dictionaries.transform import InputTransform"] * any(
             "InputTransform" in x for x in change
         )
-        given = "".join(f", {name}={value!r}" for name, value in answers.items())
-        lines += [f"sae = vlsae.load_dictionary({self.path!r}{given})", *change, f"sae.save({fixed!r})"]
+        lines += [*self.opening(answers), *change, f"sae.save({fixed!r})"]
         return [f"{text} In Python:", *(f"  {line}" for line in lines), "Then look again:", *self.command(fixed)]
+
+    def opened(self) -> list[str]:
+        """The line that opens it as it was opened, where that is not known to the reader anyway."""
+        answers = self.told | ({"site": self.found.site} if self.found.opened else {})
+        return [f"  {line}" for line in self.opening(answers)] if self.path else []
+
+    def opening(self, answers: Mapping[str, Any]) -> list[str]:
+        """A call, on several lines where it is too long for one; answers that were too long to be kept as `...`."""
+        given = [f"{name}={'...' if str(value).endswith('...') else repr(value)}" for name, value in answers.items()]
+        line = f"sae = vlsae.load_dictionary({', '.join([repr(self.path), *given])})"
+        if len(line) <= COMMAND:
+            return [line]
+        return ["sae = vlsae.load_dictionary(", *(f"    {part}," for part in (repr(self.path), *given)), ")"]
 
     def _change(self, remedy: Remedy) -> tuple[dict[str, Any], list[str]]:
         """What to answer when the file is opened again, and lines for what no answer changes."""
@@ -80,12 +94,15 @@ class _Again:
 
     def _tokens(self, site: str) -> list[str]:
         """Lines that read the tokens of a site that were judged."""
-        images = f'vlsae.load_images("{self.data}")[:64]' if self.data else "images"
-        model = [f'model = vlsae.load_model("{self.found.model}")'] if self.path else []
-        lines = [*model, f'tokens = model.tokens({images}, "{site}")']
-        if not site.endswith("pooled"):
-            lines.append(f"tokens = tokens[:, [role in {list(self.found.judged)} for role in model.token_roles]]")
-        return [*lines, "tokens = tokens.flatten(0, 1)"]
+        inputs = "images"
+        if self.path and site.startswith("text"):
+            inputs = f"open({self.data!r}).read().splitlines()[:64]"
+        elif self.path:
+            inputs = f"vlsae.load_images({self.data!r})[:64]"
+        kept = f"[:, [role in {list(self.found.judged)} for role in model.token_roles]]"
+        return [*([f"model = vlsae.load_model({self.found.model!r})"] if self.path else []),
+                f"tokens = model.tokens({inputs}, {site!r})",
+                f"tokens = tokens{'' if site.endswith('pooled') else kept}.flatten(0, 1)"]  # fmt: skip
 
     def elsewhere(self) -> list[str]:
         """Where the site or the width is not there."""
@@ -104,7 +121,4 @@ class _Again:
         lines += self.command(model="MODEL") if self.path else []
         if self.told:
             lines.append(f"Are the answers right that it was opened with ({', '.join(self.told)})?")
-        if "cls" not in found.judged and "pooled" not in found.judged:
-            lines.append("Is it for other tokens?")
-            lines += self.command(more="--tokens cls") if self.path else ['  examine(..., tokens="cls")']
         return [*lines, "Otherwise it is not trained, or its weights are damaged."]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -119,10 +119,18 @@ def _other_sparsity(dictionary: Dictionary) -> Iterator[Trial]:
     elif isinstance(k := getattr(dictionary, "k", None), int):
         parts = getattr(dictionary, "groups", 1) * getattr(dictionary, "experts", 1)  # k counts within one of them
         most = min(dictionary.n_latents // parts, 2 * dictionary.d)
-        for other in sorted({min(most, max(1, round(k * factor))) for factor in FACTORS} - {k}):
+        wanted = {min(most, max(1, round(k * factor))) for factor in FACTORS} | {trained_k(dictionary) or k}
+        for other in sorted(wanted - {k}):
             changed = copy.copy(dictionary)
             changed.k = other
             yield Trial(f"k={other}", "k", (f"sae.k = {other}",), plainly(changed), other)
+
+
+def trained_k(dictionary: Dictionary) -> int | None:
+    """The k of the recipe that it was trained with, where it has one that can be used."""
+    recipe = dictionary.metadata.get("recipe")
+    k = recipe.get("k") if isinstance(recipe, Mapping) else None
+    return k if isinstance(k, int) and 1 <= k <= dictionary.n_latents else None
 
 
 def _with_threshold(dictionary: Dictionary, threshold: Tensor) -> Dictionary:
