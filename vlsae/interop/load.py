@@ -47,7 +47,7 @@ def load_dictionary(
         >>> load_dictionary(folder).k
         2
     """
-    place = _device(device)
+    place = usable_device(device)
     dictionary, _ = open_knowing(
         path, answers, {}, dialect, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
         local_files_only=local_files_only,
@@ -55,8 +55,12 @@ def load_dictionary(
     return dictionary.to(place)
 
 
-def _device(name: str) -> torch.device:
-    """A device that is there, looked at before anything is read."""
+def usable_device(name: str) -> torch.device:
+    """A device that is there, looked at before anything is read.
+
+    Raises:
+        DialectError: for one that is not.
+    """
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
