@@ -59,9 +59,7 @@ def read_header(source: Source) -> Header:
     cfg = header.get("cfg")
     cfg = cfg if isinstance(cfg, dict) else {}
     found, params, inner = header.get("cls"), cfg, {}
-    inside = (
-        schema > 1 or "activation" in cfg
-    )  # schema 1 has two layouts: the activation as the class of cfg, or inside it
+    inside = schema > 1 or "activation" in cfg  # schema 1 has two layouts: before, the activation was the class of cfg
     if inside:
         inner = cfg.get("activation")
         inner = inner if isinstance(inner, dict) else {}
