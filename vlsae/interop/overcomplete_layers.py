@@ -30,10 +30,10 @@ def normalised(weights: Tensor, how: str, scale: Tensor) -> Tensor:
     Computed in double precision, a few rows at a time, and rounded once.
     """
     parts, p = weights.split(ROWS), 1 if how.endswith("l1") else 2
-    norms = torch.cat([rows.double().norm(p=p, dim=1, keepdim=True) for rows in parts])
-    if how == "identity":
-        norms = torch.ones_like(norms)
-    else:
+    norms = torch.ones(len(weights), 1, dtype=torch.float64)
+    if how != "identity":
+        for norm, rows in zip(norms.split(ROWS), parts, strict=True):
+            norm.copy_(rows.double().norm(p=p, dim=1, keepdim=True))
         norms = norms.amax().expand_as(norms) if how.startswith("max") else norms + EPSILON
     done = torch.empty_like(weights)
     for into, rows, norm in zip(done.split(ROWS), parts, norms.split(ROWS), strict=True):

@@ -87,11 +87,17 @@ def without_transform(dictionary: Dictionary, project: str) -> Dictionary:
 def bias_of_raw_input(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
     """The `b_enc` for which `(x - b_dec) W_enc + b_enc` is what an encoder computes that does not take `b_dec` off.
 
-    `b_enc + b_dec W_enc`, in double precision, which a few latents at a time have rather than a copy of the matrix.
+    `b_enc + b_dec W_enc`, in double precision.
     """
-    b_dec = b_dec.double()
-    read = [b_dec @ columns.double() for columns in W_enc.split(LATENTS, dim=1)]
-    return (b_enc.double() + torch.cat(read)).float()
+    return (b_enc.double() + read_by(W_enc, b_dec)).float()
+
+
+def read_by(W_enc: Tensor, x: Tensor) -> Tensor:
+    """`x W_enc` in double precision, which a few latents at a time have rather than a copy of the matrix."""
+    x, read = x.double(), torch.empty(W_enc.shape[1], dtype=torch.float64)
+    for into, columns in zip(read.split(LATENTS), W_enc.split(LATENTS, dim=1), strict=True):
+        into.copy_(x @ columns.double())
+    return read
 
 
 def rescaled(tensors: Mapping[str, Tensor], scale: float | Tensor) -> dict[str, Tensor]:
