@@ -92,11 +92,16 @@ def open_knowing(
 
 
 def _dialect(source: Source, name: str | None) -> Dialect:
-    if name is not None:
-        if name not in DIALECTS:
-            raise DialectError(f"dialect={name!r} is unknown; known are {', '.join(DIALECTS)}.")
-        return DIALECTS.get(name)()
+    if name is not None and name not in DIALECTS:
+        raise DialectError(f"dialect={name!r} is unknown; known are {', '.join(DIALECTS)}.")
     found = [reader for reader in (DIALECTS.get(known)() for known in DIALECTS) if reader.sniff(source)]
+    if name is not None:
+        if found and not any(name in (reader.name, *reader.also) for reader in found):
+            raise DialectError(
+                f"{source.path} is a checkpoint of {found[0].project} and would be read wrongly as dialect={name!r}; leave "
+                f"dialect out, or say dialect={found[0].name!r}."
+            )
+        return DIALECTS.get(name)()
     if len(found) == 1:
         return found[0]
     if found:

@@ -62,6 +62,7 @@ class MSAE(Dialect):
     def read(self, source: Source, answers: Answers) -> Dictionary:
         if _of_version_1(source):
             raise DialectError(f"{source.weights} is of a newer format, {VERSION_1}.")
+        self.require(source)
         named = _named(source)
         tensors = _tensors(source, named)
         d, n = tensors["W_enc"].shape

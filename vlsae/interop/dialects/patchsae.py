@@ -62,6 +62,7 @@ class PatchSAE(Dialect):
         return named and source.has(*(f"state_dict.{name}" for name in TENSORS))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
+        self.require(source)
         config = _config(source)
         family = _family(source, config)
         _check_sizes(source, config, source.shapes["state_dict.W_dec"])

@@ -58,6 +58,7 @@ class Saev(Dialect):
         return "d_vit" in header or ("schema" in header and isinstance(header.get("cfg"), dict))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
+        self.require(source)
         header = read_header(source)
         d, n = _size(source, header)
         told = answers.settle(**_facts(source, header, d), **_sparsity(source, header, answers))

@@ -40,6 +40,7 @@ class VLSAEFile(Dialect):
         return any(source.only(*names) for names in (SHARED, ONE, TWO))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
+        self.require(source)
         halves = {"modality": _modality()} if source.only(*TWO) else {}
         encoder = "encoder" if source.only(*SHARED) else "v_encoder.weight" if halves else "encoder.weight"
         n, d = _size(source, encoder)
