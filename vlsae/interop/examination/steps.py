@@ -57,6 +57,10 @@ class _Again:
     def with_remedy(self, remedy: Remedy) -> list[str]:
         """A sentence, and lines that open, change and save the dictionary and look at it again."""
         text = f"Best: use it {remedy.how}, where it explains {remedy.ev:.3f}."
+        if "input" in remedy.about and not remedy.lines:  # an encoder that is not linear cannot take it into its bias
+            return [
+                f"{text} Look for an answer about it when opening the file (--set): no line of Python does it here."
+            ]
         answers, change = self._change(remedy)
         if not self.path:
             return [text, *(f"  {line}" for line in change)]
