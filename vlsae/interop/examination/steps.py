@@ -29,8 +29,11 @@ def steps(found: Diagnosis, path: str, data: str, options: str) -> list[str]:
     if others:
         worse = "Less good" if lines else "More, though not enough, is explained"
         lines.append(f"{worse}: {'; '.join(f'{remedy.how} ({remedy.ev:.3f})' for remedy in others[:OTHERS])}.")
-    if not found.fits and (not found.remedies or found.remedies[0].ev < LEAST_EV):
+    lost = found.metrics["ev_centred"].value < LEAST_EV
+    if not found.fits and lost and not (found.remedies and found.remedies[0].ev >= LEAST_EV):
         lines += again.suspects()
+    elif not found.fits and not lines:
+        lines.append("Check what is said above to be wrong, and how the file was opened.")
     elif not lines:
         where = f"at {found.site}, on {' and '.join(found.judged)} tokens"
         warned = any(finding.severity == "warning" for finding in found.findings)
