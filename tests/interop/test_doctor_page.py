@@ -10,6 +10,7 @@ import torch
 from vlsae import train
 from vlsae.backbones.load import load_model
 from vlsae.cli import main
+from vlsae.dictionaries.batch_topk import BatchTopKDictionary
 from vlsae.dictionaries.topk import TopKDictionary
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop.convert import convert
@@ -188,6 +189,18 @@ def test_it_fits_but_loses_most(doctor):
     found = re.fullmatch(rf"It fits {OWN} of tiny, but loses most of it: it explains (0\.\d+) of the variance\.",
                          text.splitlines()[0])  # fmt: skip
     assert found and float(found.group(1)) < 0.5
+
+
+def test_it_explains_much_and_is_wrong(doctor, trained):
+    """A k of 250 that counts a batch, behind a threshold of 0: all is explained that was, and k is another thing."""
+    batch = BatchTopKDictionary(192, 256, k=8)
+    batch.load_state_dict({**trained.state_dict(), "threshold": torch.full((256,), 20.0)})
+    batch.k, batch.metadata = 250, {"site": OWN, "tokens": "patches"}
+    batch.save("batch")
+    code, text = doctor("batch")
+    first = f"It does not fit {OWN} of tiny as it is (wrong: sparsity), though it explains 0."
+    assert code == 1 and text.startswith(first) and "whole batch" in text and "nothing that was tried" not in text
+    assert "None of" not in text.split("What to do")[1] and "Check what is said above" in text
 
 
 def test_nothing_helps(doctor):

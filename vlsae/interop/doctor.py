@@ -206,13 +206,16 @@ def _provenance(dictionary: Dictionary) -> dict[str, Any]:
 def _verdict(spec: str, site: str, ev: float, findings: Sequence[Finding], remedies: Sequence[Remedy]) -> str:
     """One sentence: it fits, fits but ..., or does not."""
     place = f"{site} of {spec}"
-    if all(finding.severity != "wrong" for finding in findings):
+    wrong = list(dict.fromkeys(finding.about for finding in findings if finding.severity == "wrong"))
+    if not wrong:
         warned = list(dict.fromkeys(finding.about for finding in findings if finding.severity == "warning"))
         if ev < rules.LEAST_EV:
             return f"It fits {place}, but loses most of it: it explains {ev:.3f} of the variance."
         if warned:
             return f"It fits {place}, but with {'a warning' if len(warned) == 1 else 'warnings'} ({', '.join(warned)})."
         return f"It fits {place}: it explains {ev:.3f} of the variance."
+    if ev >= rules.LEAST_EV and not {remedy.about for remedy in remedies} & set(wrong):
+        return f"It does not fit {place} as it is (wrong: {', '.join(wrong)}), though it explains {ev:.3f} of the variance."
     if not remedies or remedies[0].ev < rules.LEAST_EV:
         return f"It does not fit {place}, and nothing that was tried makes it fit."
     best = remedies[0]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from vlsae.backbones.site import Site
 from vlsae.interop.examination.diagnosis import Diagnosis, Finding, Row
+from vlsae.interop.examination.rules import GAIN
 from vlsae.interop.examination.steps import steps
 from vlsae.metrics.result import Metric
 
@@ -72,7 +73,9 @@ def _measured(found: Diagnosis) -> str:
         digits = 1 if name in TENTHS else 3
         between = " to ".join(_number(end, digits) for end in ends)
         rows.append((label, _number(times * metric.value, digits), between, found.expected.get(name, "")))
-        rows += [(f"  {other}", _number(value), "", "clearly less") for other, value in metric.baselines.items()]
+        for other, value in metric.baselines.items():
+            bound = f"less, by {GAIN} or more" if "shuffled" in other else f"at most {GAIN} more"
+            rows.append((f"  {other}", _number(value), "", bound))
     wide = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"  {a:<{wide[0]}} {b:>{wide[1]}}   {c:<{wide[2]}}   {d}".rstrip() for a, b, c, d in rows]
     n = f"{found.n_images:,} {'texts' if str(found.site).startswith('text') else 'images'}"

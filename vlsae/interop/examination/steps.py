@@ -29,8 +29,11 @@ def steps(found: Diagnosis, path: str, data: str, options: str) -> list[str]:
     if others:
         worse = "Less good" if lines else "More, though not enough, is explained"
         lines.append(f"{worse}: {'; '.join(f'{remedy.how} ({remedy.ev:.3f})' for remedy in others[:OTHERS])}.")
-    if not found.fits and (not found.remedies or found.remedies[0].ev < LEAST_EV):
+    lost = found.metrics["ev_centred"].value < LEAST_EV
+    if not found.fits and lost and not (found.remedies and found.remedies[0].ev >= LEAST_EV):
         lines += again.suspects()
+    elif not found.fits and not lines:
+        lines.append("Check what is said above to be wrong, and how the file was opened.")
     elif not lines:
         where = f"at {found.site}, on {' and '.join(found.judged)} tokens"
         warned = any(finding.severity == "warning" for finding in found.findings)
@@ -57,6 +60,10 @@ class _Again:
     def with_remedy(self, remedy: Remedy) -> list[str]:
         """A sentence, and lines that open, change and save the dictionary and look at it again."""
         text = f"Best: use it {remedy.how}, where it explains {remedy.ev:.3f}."
+        if "input" in remedy.about and not remedy.lines:  # an encoder that is not linear cannot take it into its bias
+            return [
+                f"{text} Look for an answer about it when opening the file (--set): no line of Python does it here."
+            ]
         answers, change = self._change(remedy)
         if not self.path:
             return [text, *(f"  {line}" for line in change)]
