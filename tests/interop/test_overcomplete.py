@@ -222,7 +222,7 @@ def pickled(tmp_path, monkeypatch):
     for name in ("overcomplete", "overcomplete.sae", module.__name__):
         monkeypatch.setitem(sys.modules, name, module)
 
-    def make(kind="TopKSAE", *, activation=None, layer=(), hook=None, **attributes):
+    def make(kind="TopKSAE", *, activation=None, layer=(), **attributes):
         for name in (kind, "Encoder", "Dictionary"):
             setattr(module, name, type(name, (torch.nn.Module,), {"__module__": module.__name__}))
         sae, sae.encoder, sae.dictionary = getattr(module, kind)(), module.Encoder(), module.Dictionary()
@@ -236,8 +236,6 @@ def pickled(tmp_path, monkeypatch):
         ):
             for name, value in values.items():
                 setattr(owner, name, value)
-        if hook is not None:
-            getattr(sae.get_submodule(hook[0]), hook[1])(F.normalize)
         torch.save(sae, tmp_path / "model.pt")
         return tmp_path / "model.pt"
 
@@ -259,29 +257,6 @@ def test_what_only_a_pickle_says_is_looked_at(pickled):
     ):
         with pytest.raises(DialectError, match=match):
             load_dictionary(pickled(**facts), **UNKNOWN)
-
-
-@pytest.mark.parametrize("part", ["", "encoder", "encoder.final_block.0", "dictionary"])
-@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_in_a_pickle_are_refused_wherever_they_are(pickled, part, kind):
-    """A hook may change what passes by, and torch saves it with the module."""
-    with pytest.raises(DialectError, match=f"hooks on {part or 'the model'} .*handle.remove"):
-        load_dictionary(pickled(hook=(part, kind)), **UNKNOWN)
-
-
-def test_attributes_that_no_release_has_are_asked_about(pickled):
-    """As of an instance whose own `encode` stands before the one of its class."""
-    strange = pickled(encode=F.normalize, layer={"centre": True})
-    with pytest.raises(DialectError, match=r"(?s)other_fields=.*encode=.*dictionary.centre=True"):
-        load_dictionary(strange, **UNKNOWN)
-    opened = load_dictionary(strange, **UNKNOWN, other_fields="ignored")
-    assert any("dictionary.centre=True" in note for note in opened.metadata["notes"])
-
-
-def test_half_precision_is_told(tmp_path):
-    content = {name: value.bfloat16() for name, value in state().items()}
-    notes = opened(tmp_path, content, family="relu", normalization="l2").metadata["notes"]
-    assert any("bfloat16, and overcomplete computes in it" in note for note in notes)
 
 
 def test_a_dictionary_kept_from_before_other_weights_were_loaded_is_refused(pickled):

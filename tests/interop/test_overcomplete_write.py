@@ -105,22 +105,3 @@ def test_what_cannot_be_expressed_is_not_written(tmp_path):
         with pytest.raises(DialectError, match=match):
             DIALECTS.get("overcomplete")().write(dictionary, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "change, match",
-    [
-        ({"arguments": {"nb_concepts": 7}}, "says 7 concepts and has a dictionary of 20"),
-        ({"arguments": {"input_shape": 9}}, "says 9 inputs and has a dictionary of 6"),
-        ({"arguments": {"encoder_module": "mlp_ln_3"}}, r"other_fields=.*arguments.encoder_module=mlp_ln_3"),
-        ({"rectify": False}, r"other_fields=.*config.rectify=False"),
-        ({"class": "CrossSAE"}, "is a CrossSAE; known are SAE"),
-    ],
-)
-def test_a_configuration_that_was_changed_is_not_believed(tmp_path, change, match):
-    written(made("topk", k=3), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    arguments = config["arguments"] | change.get("arguments", {})
-    (tmp_path / "config.json").write_text(json.dumps(config | change | {"arguments": arguments}))
-    with pytest.raises(DialectError, match=match):
-        load_dictionary(tmp_path)

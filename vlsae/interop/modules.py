@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -41,11 +40,11 @@ class SavedModule:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, as `Source.tensor` gives it."""
-        return self.source.tensor(self.stored(name))
+        return self.source.tensor(self._names.get(name, self.prefix + name))
 
     def number(self, name: str) -> float | int:
         """A scalar, as `Source.number` gives it."""
-        return self.source.number(self.stored(name))
+        return self.source.number(self._names.get(name, self.prefix + name))
 
     def value(self, name: str) -> Any:
         """A plain attribute of a pickled module: a number, a text, the name of a function; None where there is none."""
@@ -55,32 +54,12 @@ class SavedModule:
             return self.tensor(name).item() if found.shape in ((), (1,)) else None
         return found.name.rpartition(".")[2] if isinstance(found, Global) else found
 
-    def stored(self, name: str) -> str:
-        """The name in the file of a tensor."""
-        return self._names.get(name, self.prefix + name)
-
-    def parts(self) -> Iterator[tuple[str, Inert]]:
-        """Pickled modules by their paths, the whole ("") before its parts; none in a state dict."""
-        waiting, seen = [("", self._at(self.prefix))], set()
-        while waiting:
-            path, part = waiting.pop()
-            if isinstance(part, Inert) and id(part) not in seen:
-                seen.add(id(part))
-                yield path, part
-                inner = part.state.get("_modules")
-                inner = inner if isinstance(inner, dict) else {}
-                waiting += [(f"{path}.{name}".lstrip("."), module) for name, module in inner.items()]
-
     def kind(self, path: str = "") -> str | None:
         """The class of a pickled module by its path ("encoder.final_block.1"); None in a state dict."""
-        value = self._at(f"{self.prefix}{path}")
-        return value.name.rpartition(".")[2] if isinstance(value, Inert) else None
-
-    def _at(self, path: str) -> Any:
         value = self.source.content
-        for part in path.split("."):
+        for part in f"{self.prefix}{path}".split("."):
             if part and isinstance(value, Inert):
                 value = value.state.get("_modules")
             if part:
                 value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return value.name.rpartition(".")[2] if isinstance(value, Inert) else None

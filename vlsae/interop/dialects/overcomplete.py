@@ -14,12 +14,10 @@ from vlsae.interop import overcomplete_layers as layers
 from vlsae.interop.answers import Answers, Fact, model, site
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.dialects.usae import is_universal
-from vlsae.interop.fields import describe, ignored_note, other_fields
 from vlsae.interop.modules import SavedModule, names
 from vlsae.interop.overcomplete_export import LIBRARY, write
-from vlsae.interop.overcomplete_pickle import KNOWN, attributes, refuse_hooks
 from vlsae.interop.source import Source
-from vlsae.interop.weights import build, half_note
+from vlsae.interop.weights import build
 
 FAMILIES = {"SAE": "relu", "TopKSAE": "topk", "BatchTopKSAE": "batch_topk", "JumpSAE": "jumprelu", "RATopKSAE": "topk",
             "RAJumpSAE": "jumprelu", "MpSAE": "matching_pursuit", "OMPSAE": "omp", "QSAE": "quantised"}  # fmt: skip
@@ -27,9 +25,6 @@ WITH_ENCODER = {"relu": "SAE", "topk": "TopKSAE, RATopKSAE", "batch_topk": "Batc
 WITHOUT = {"matching_pursuit": "MpSAE", "omp": "OMPSAE"}
 ATTRIBUTES = ("top_k", "k", "threshold_momentum", "dropout", "max_iter", "bandwidth", "bandwith", "kernel_fn")
 PROGRESS = ("epoch", "step", "loss", "lr", "learning_rate")
-WRITTEN = {"library", "class", "arguments", "model", "site", "how_to_open", "k", "running_threshold", "notes"}  # by us
-ARGUMENTS = {"input_shape", "nb_concepts", "top_k", "k", "delta", "dictionary_params", "kernel", "bandwidth"}
-VERSIONS = "overcomplete 0.3"
 LAYER, TIED = "dictionary", "encoder.tied_to"
 PLAIN = ("_weights", "dictionary")  # the weights of a plain dictionary layer, and before release 0.1
 DRIFT = 0.05  # how far an optimiser's step takes unit norms from 1, generously
@@ -87,11 +82,7 @@ class _Reading:
         self.config = config if config.get("library") == LIBRARY else {}
         self.arguments = found if isinstance(found := self.config.get("arguments"), dict) else {}
         self.pickled = module.kind() is not None
-        refuse_hooks(module)
         self.their_class = module.kind() or self.config.get("class")
-        self.strange = attributes(module)
-        for where, said, known in (("config", self.config, WRITTEN), ("arguments", self.arguments, ARGUMENTS)):
-            self.strange |= {f"{where}.{describe(name)}": value for name, value in said.items() if name not in known}
         self.archetypes = [layer for layer in (LAYER, TIED) if layers.is_archetypal(module, layer)]
         self.plain = {
             layer: layers.raw_weights(module, layer)
@@ -107,16 +98,6 @@ class _Reading:
         family, facts = self._facts()
         self.told = self.answers.settle(**facts)
         self._check(family)
-        self.notes += ignored_note(self.strange, KNOWN)
-        self.notes += half_note(
-            self.module.source,
-            self.module.stored(
-                "dictionary.Relax"
-                if LAYER in self.archetypes
-                else next(f"{LAYER}.{end}" for end in PLAIN if self.module.has(f"{LAYER}.{end}"))
-            ),
-            LIBRARY,
-        )
         self._note_drift()
         found = self._pursuit(family) if family in WITHOUT else self._linear(family)
         said = {name: self._said(name) for name in ATTRIBUTES}
@@ -159,7 +140,7 @@ class _Reading:
             said = (self.module.value if self.pickled else self.config.get)("running_threshold")
             facts["threshold"] = Fact(said, "running_threshold of a BatchTopKSAE, which a state dict does not hold",
                                       "a number; leave it out for other families", needed=family is not None)  # fmt: skip
-        return family, facts | self._layer_facts() | other_fields(self.strange, KNOWN, VERSIONS)
+        return family, facts | self._layer_facts()
 
     def _family_in_file(self, possible: dict[str, str]) -> str | None:
         """The family that a class or a tensor of its own gives away."""
@@ -203,17 +184,9 @@ class _Reading:
     def _check(self, family: str) -> None:
         """Refuse what a pickled model says and a state dict cannot, and answers that cannot be."""
         last, how = self.module.kind("encoder.final_activation"), self._told("normalization")
-        n, d = self._said("nb_concepts") or self._said("n_components"), self.arguments.get("input_shape")
-        for said, size, what in ((n, self.n, "concepts"), (d, self.d, "inputs")):
-            if said not in (None, size):
-                raise DialectError(
-                    f"{self.where} says {describe(said)} {what} and has a dictionary of {size:,}; save it again."
-                )
-        named = self.config.get("class")
-        if named not in (None, self.their_class):
-            raise DialectError(
-                f"{self.where} is a {self.their_class}, and its config.json says {describe(named)}; they are of two models."
-            )
+        n = self._said("nb_concepts") or self._said("n_components")
+        if n not in (None, self.n):
+            raise DialectError(f"{self.where} says {n} concepts and has a dictionary of {self.n:,}; save it again.")
         if last not in (None, "ReLU") and family != "jumprelu":
             raise DialectError(f"{self.where}: its encoder ends in {last}; only ReLU is read.")
         if hasattr(self.told, "normalization") and how not in layers.NORMALIZATIONS:
