@@ -273,14 +273,14 @@ def leaves(value: Any, name: str = "", n_at_most: int = 200_000) -> Iterator[tup
     todo, n = [(name, value, 0)], 0
     while todo:
         name, value, depth = todo.pop()
-        parts = _parts(value)
-        if parts is None:
+        inner = parts(value)
+        if inner is None:
             yield name, value
             continue
-        n += 1 + len(parts)
+        n += 1 + len(inner)
         if n > n_at_most or depth > LEVELS_AT_MOST:
             raise PickleError(f"it holds more than {n_at_most:,} values or {LEVELS_AT_MOST} levels")
-        todo += [(_dotted(name, key), part, depth + 1) for key, part in reversed(parts)]
+        todo += [(_dotted(name, key), part, depth + 1) for key, part in reversed(inner)]
 
 
 def _dotted(name: str, key: Any) -> str:
@@ -289,7 +289,8 @@ def _dotted(name: str, key: Any) -> str:
     return f"{name}.{key}" if name else str(key)
 
 
-def _parts(value: Any) -> list[tuple[Any, Any]] | None:
+def parts(value: Any) -> list[tuple[Any, Any]] | None:
+    """What a container or object holds, by key; None for a value that is neither."""
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, (list, tuple)):

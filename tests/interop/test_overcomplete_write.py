@@ -1,11 +1,12 @@
 """Dictionaries of ours written for overcomplete: what opens again as it was, and what cannot be written."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
-from tests.interop.test_overcomplete import D, N, draw
+from tests.interop.test_overcomplete import FIXTURES, UNKNOWN, D, N, draw
 from vlsae.dictionaries.base import DICTIONARIES
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop.dialect import DIALECTS, DialectError
@@ -105,3 +106,52 @@ def test_what_cannot_be_expressed_is_not_written(tmp_path):
         with pytest.raises(DialectError, match=match):
             DIALECTS.get("overcomplete")().write(dictionary, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change, arguments, match",
+    [
+        ({}, {"nb_concepts": 7}, "says 7 concepts and has a dictionary of 20"),
+        ({}, {"input_shape": [4, D]}, "says .4, 6. dimensions and has a dictionary of 6"),
+        ({"k": 4}, {}, "says k=3 in one place and 4 in another"),
+        ({}, {"top_k": 21}, "says k=21: expected a finite whole number, at least 1 and at most 20"),
+        ({}, {"top_k": True}, "says k=True: expected"),
+        ({}, {"top_k": "a" * 9999}, "says k=aaaa.{0,200}$"),
+        ({}, {"dictionary_params": [1]}, r"dictionary_params=\[1\] in its config.json"),
+        ({}, {"dictionary_params": {"normalization": 5}}, "says normalization=5: expected one of l2"),
+        ({}, {"dictionary_params": {"scale": 5}}, "other_fields=.*dictionary_params.scale=5"),
+        ({}, {"pre_bias": True}, "other_fields=.*arguments.pre_bias=True"),
+        ({"input_scale": 2}, {}, "other_fields=.*input_scale=2"),
+        ({"arguments": 3}, {}, "arguments=3 in its config.json"),
+        ({"class": "RATopKSAE"}, {}, "config.json says RATopKSAE, whose dictionary layer has other tensors"),
+        ({"class": "JumpSAE"}, {}, "no tensor 'thresholds'"),
+        ({"class": "b" * 9999}, {}, "is a bbb.{0,200}$"),
+        ({"class": "BatchTopKSAE", "running_threshold": "c" * 9999}, {}, "says threshold=ccc.{0,200}$"),
+    ],
+)
+def test_an_edited_configuration_that_contradicts_is_refused(tmp_path, change, arguments, match):
+    written(made("topk", k=3), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["arguments"] |= arguments
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    answers = {"k": 3} if change.get("class") == "BatchTopKSAE" else {}
+    with pytest.raises(DialectError, match=match):
+        load_dictionary(tmp_path, **answers)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"class": "SAE"}, "class=TopKSAE in one place and SAE in another"),
+        ({"arguments": {"top_k": 5}}, "top_k=4 in one place and 5 in another"),
+        (
+            {"arguments": {"dictionary_params": {"normalization": "l1"}}},
+            "normalization=l2 in one place and l1 in another",
+        ),
+    ],
+)
+def test_a_configuration_beside_a_pickle_must_agree_with_it(tmp_path, change, match):
+    shutil.copy(FIXTURES / "overcomplete/topk-pickle/model.pt", tmp_path / "sae.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"library": "overcomplete"} | change))
+    with pytest.raises(DialectError, match=match):
+        load_dictionary(tmp_path, **UNKNOWN)

@@ -81,5 +81,12 @@ def test_damaged_parts_are_named(tmp_path):
         opened(tmp_path, checkpoint(**{"encoder.final_block.1.weight": torch.ones(3)}), **answers)
     with pytest.raises(DialectError, match="encoder has shape .3, 6., the dictionary .20, 6."):
         opened(tmp_path, checkpoint(**{"encoder.final_block.0.weight": torch.ones(3, D)}), **answers)
-    with pytest.raises(DialectError, match="k=21 must lie between"):
+    with pytest.raises(DialectError, match="k=21 is no answer .* at most 20"):
         opened(tmp_path, checkpoint(), **answers | {"k": 21})
+
+
+def test_half_precision_is_noted(tmp_path):
+    half = checkpoint()
+    half["model_state_dict"] = {name: value.half() for name, value in half["model_state_dict"].items()}
+    notes = opened(tmp_path, half, k=4, mean="none", std="none").metadata["notes"]
+    assert "stored in float16, and Universal SAE computes in it" in notes[1]

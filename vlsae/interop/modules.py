@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlsae.interop.source import Source
-from vlsae.pickles import Global, Inert
+from vlsae.pickles import Global, Inert, parts
 from vlsae.weight_files import Stored
 
 HOLDERS = ("_modules", "_parameters", "_buffers")  # where a pickled module keeps what a state dict names directly
@@ -54,12 +55,33 @@ class SavedModule:
             return self.tensor(name).item() if found.shape in ((), (1,)) else None
         return found.name.rpartition(".")[2] if isinstance(found, Global) else found
 
+    def dtype(self, name: str) -> torch.dtype:
+        """How a tensor is stored."""
+        return self.source.values[self.own_name(name)].dtype
+
+    def own_name(self, name: str) -> str:
+        """A tensor's name in the file."""
+        return self._names[name]
+
+    def object(self, path: str = "") -> Any:
+        """What lies at a path ("encoder.final_block.1"): of a pickled module an `Inert`; None where there is nothing."""
+        return _at(self.source.content, ".".join(part for part in (self.prefix.rstrip("."), path) if part))
+
     def kind(self, path: str = "") -> str | None:
-        """The class of a pickled module by its path ("encoder.final_block.1"); None in a state dict."""
-        value = self.source.content
-        for part in f"{self.prefix}{path}".split("."):
-            if part and isinstance(value, Inert):
-                value = value.state.get("_modules")
-            if part:
-                value = value.get(part) if isinstance(value, dict) else None
+        """The class of a pickled module by its path; None in a state dict."""
+        value = self.object(path)
         return value.name.rpartition(".")[2] if isinstance(value, Inert) else None
+
+
+def _at(value: Any, path: str) -> Any:
+    """What lies at a dotted path; keys of a file may have dots of their own."""
+    if not path:
+        return value
+    for key, inner in parts(value) or ():
+        name = str(key)
+        rest = path if name in HOLDERS else path.removeprefix(name).removeprefix(".")
+        if name in HOLDERS or path == name or path.startswith(f"{name}."):
+            found = _at(inner, rest)
+            if found is not None:
+                return found
+    return None

@@ -84,9 +84,14 @@ def atoms(module: SavedModule, layer: str, normalization: str | None, delta: flo
     return (mixture @ points + relaxation) * scale
 
 
+def raw_name(module: SavedModule, layer: str) -> str:
+    """The name of a plain dictionary layer's weights, which was another before release 0.1."""
+    return f"{layer}._weights" if module.has(f"{layer}._weights") else f"{layer}.dictionary"
+
+
 def raw_weights(module: SavedModule, layer: str) -> Tensor:
     """The weights of a plain dictionary layer, `[n, d]`, as they stand in the file."""
-    name = f"{layer}._weights" if module.has(f"{layer}._weights") else f"{layer}.dictionary"
+    name = raw_name(module, layer)
     weights = module.tensor(name)
     if weights.ndim != 2 or not weights.numel():
         raise DialectError(f"{module.source.weights}: {name} has shape {list(weights.shape)}; expected [n_latents, d].")

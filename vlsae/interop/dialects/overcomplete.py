@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,28 @@ from torch import Tensor
 
 from vlsae.dictionaries.base import Dictionary
 from vlsae.interop import overcomplete_layers as layers
-from vlsae.interop.answers import Answers, Fact, model, site
+from vlsae.interop.answers import Answers, Fact, model, number, one_of, site
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.dialects.usae import is_universal
+from vlsae.interop.fields import describe, ignored_note, other_fields
 from vlsae.interop.modules import SavedModule, names
 from vlsae.interop.overcomplete_export import LIBRARY, write
+from vlsae.interop.overcomplete_pickles import ATTRIBUTES as KNOWN
+from vlsae.interop.overcomplete_pickles import check_parts, unknown_attributes
 from vlsae.interop.source import Source
-from vlsae.interop.weights import build
+from vlsae.interop.weights import build, half_note
 
 FAMILIES = {"SAE": "relu", "TopKSAE": "topk", "BatchTopKSAE": "batch_topk", "JumpSAE": "jumprelu", "RATopKSAE": "topk",
             "RAJumpSAE": "jumprelu", "MpSAE": "matching_pursuit", "OMPSAE": "omp", "QSAE": "quantised"}  # fmt: skip
 WITH_ENCODER = {"relu": "SAE", "topk": "TopKSAE, RATopKSAE", "batch_topk": "BatchTopKSAE, and then threshold=... too"}
 WITHOUT = {"matching_pursuit": "MpSAE", "omp": "OMPSAE"}
 ATTRIBUTES = ("top_k", "k", "threshold_momentum", "dropout", "max_iter", "bandwidth", "bandwith", "kernel_fn")
+FIELDS = {"library", "class", "arguments", "model", "site", "how_to_open", "k", "running_threshold", "notes"}
+ARGUMENTS = {"input_shape", "nb_concepts", "encoder_module", "dictionary_params", "device", "top_k", "threshold_momentum",
+             "kernel", "bandwidth", "bandwith", "points", "delta", "use_multiplier", "k", "dropout", "max_iter"}  # fmt: skip
+LAYER_ARGUMENTS = {"normalization", "initializer", "use_multiplier", "device"}
+LAYER_TENSORS = {"_weights", "dictionary", "multiplier", "W", "C", "Relax", "_fused_dictionary"}
+FINITE = 1e38  # what float32 holds
 PROGRESS = ("epoch", "step", "loss", "lr", "learning_rate")
 LAYER, TIED = "dictionary", "encoder.tied_to"
 PLAIN = ("_weights", "dictionary")  # the weights of a plain dictionary layer, and before release 0.1
@@ -51,10 +61,11 @@ class Overcomplete(Dialect):
 def _prefixes(source: Source) -> list[str]:
     """Where in the file a model of this library begins, for each that it holds."""
     held = [name for name, own in names(source).items() if own in source.shapes]
-    ends = {"dictionary._weights": (), "dictionary.W": ("dictionary.C", "dictionary.Relax"),
-            "dictionary.dictionary": ("encoder.0.weight", "encoder.1.running_mean")}  # fmt: skip
+    ends = (("dictionary._weights", ()), ("dictionary.W", ("dictionary.C", "dictionary.Relax")),
+            ("dictionary.dictionary", ("encoder.0.weight", "encoder.1.running_mean")),  # before release 0.1
+            ("dictionary.dictionary", ("encoder.final_block.0.weight",)))  # fmt: skip
     found = []
-    for end, others in ends.items():
+    for end, others in ends:
         for name in held:
             prefix = name.removesuffix(end)
             if prefix != name and prefix[-1:] in ("", ".") and all(prefix + other in held for other in others):
@@ -80,9 +91,10 @@ class _Reading:
         self.notes: list[str] = []
         config = module.source.config
         self.config = config if config.get("library") == LIBRARY else {}
-        self.arguments = found if isinstance(found := self.config.get("arguments"), dict) else {}
+        self.arguments = self._table(self.config, "arguments")
+        self.params = self._table(self.arguments, "dictionary_params")
         self.pickled = module.kind() is not None
-        self.their_class = module.kind() or self.config.get("class")
+        self.their_class = self._agreed("class", module.kind(), self.config.get("class"))
         self.archetypes = [layer for layer in (LAYER, TIED) if layers.is_archetypal(module, layer)]
         self.plain = {
             layer: layers.raw_weights(module, layer)
@@ -96,10 +108,16 @@ class _Reading:
 
     def dictionary(self) -> Dictionary:
         family, facts = self._facts()
-        self.told = self.answers.settle(**facts)
+        unknown = self._unknown()
+        facts |= other_fields(unknown, (), "overcomplete 0.3")
+        self.told = self.answers.settle(**{name: self._checked(name, fact) for name, fact in facts.items()})
+        self.notes += ignored_note(unknown, ())
         self._check(family)
         self._note_drift()
         found = self._pursuit(family) if family in WITHOUT else self._linear(family)
+        check_parts(self.module, family == "jumprelu")
+        kept = f"{LAYER}.Relax" if LAYER in self.archetypes else layers.raw_name(self.module, LAYER)
+        self.notes += half_note(self.module.source, self.module.own_name(kept), "overcomplete")
         said = {name: self._said(name) for name in ATTRIBUTES}
         content = self.module.source.content
         progress = {name: content.get(name) for name in PROGRESS} if isinstance(content, dict) else {}
@@ -113,9 +131,45 @@ class _Reading:
         }
         return found
 
+    def _table(self, config: dict[str, Any], name: str) -> dict[str, Any]:
+        """A field of our configuration that has fields of its own."""
+        value = config.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise DialectError(f"{self.where}: {name}={describe(value)} in its config.json; expected names and values.")
+        return value or {}
+
+    def _agreed(self, name: str, *values: Any) -> Any:
+        """What several places say, None where none does."""
+        said = [value for value in values if value is not None]
+        others = [value for value in said if not _same(value, said[0])]
+        if others:
+            raise DialectError(
+                f"{self.where} says {name}={describe(said[0])} in one place and {describe(others[0])} in another (its model, "
+                "layers or config.json); set right what is wrong."
+            )
+        return said[0] if said else None
+
     def _said(self, name: str) -> Any:
         """An attribute of a pickled model, or an argument of a class that we wrote down."""
-        return self.module.value(name) if self.pickled else self.arguments.get(name)
+        return self._agreed(name, self.module.value(name) if self.pickled else None, self.arguments.get(name))
+
+    def _checked(self, name: str, fact: Fact) -> Fact:
+        """A fact whose value from the file is held to the check of answers."""
+        if fact.found is None or fact.check is None:
+            return fact
+        try:
+            return replace(fact, found=fact.check(fact.found))
+        except ValueError as error:
+            raise DialectError(f"{self.where} says {name}={describe(fact.found)}: {describe(error, 200)}.") from error
+
+    def _unknown(self) -> dict[str, Any]:
+        """What is set in the configuration or in a pickled model that no release knows."""
+        places = (("", self.config, FIELDS), ("arguments.", self.arguments, ARGUMENTS),
+                  ("dictionary_params.", self.params, LAYER_ARGUMENTS))  # fmt: skip
+        written = {
+            f"{at}{name}": value for at, held, known in places for name, value in held.items() if name not in known
+        }
+        return written | unknown_attributes(self.module)
 
     def _facts(self) -> tuple[str, dict[str, Fact]]:
         """The family, and all that has to be known; both kinds of k and a threshold where the family is still asked for."""
@@ -131,21 +185,28 @@ class _Reading:
         }
         if family in (None, "topk", *WITHOUT):
             k = self._said("k" if possible is WITHOUT else "top_k")
-            facts["k"] = Fact(k, "active latents a token, top_k of TopKSAE or k of MpSAE", f"1 to {self.n:,}")
+            k = self._agreed("k", k, self.config.get("k"))
+            facts["k"] = Fact(k, "active latents a token, top_k of TopKSAE or k of MpSAE", f"1 to {self.n:,}",
+                              check=number(1, self.n, whole=True))  # fmt: skip
         if family == "batch_topk":
             facts["k"] = Fact(self.config.get("k"), "mean number of active latents a token, for further training only; "
                               f"its own top_k ({self._said('top_k')}) counts over a whole batch, so divide by the batch's "
-                              "size", f"1 to {self.n:,}")  # fmt: skip
+                              "size", f"1 to {self.n:,}", check=number(1, self.n, whole=True))  # fmt: skip
         if family in (None, "batch_topk") and possible is WITH_ENCODER:
-            said = (self.module.value if self.pickled else self.config.get)("running_threshold")
+            name = "running_threshold"
+            held = (
+                self.module.number(name) if self.module.has(name) else self.module.value(name) if self.pickled else None
+            )
+            said = self._agreed(name, held, self.config.get(name))
             facts["threshold"] = Fact(said, "running_threshold of a BatchTopKSAE, which a state dict does not hold",
-                                      "a number; leave it out for other families", needed=family is not None)  # fmt: skip
+                                      "a number; leave it out for other families", needed=family is not None,
+                                      check=number(-FINITE, FINITE))  # fmt: skip
         return family, facts | self._layer_facts()
 
     def _family_in_file(self, possible: dict[str, str]) -> str | None:
         """The family that a class or a tensor of its own gives away."""
         if self.their_class not in (None, *FAMILIES):
-            raise DialectError(f"{self.where} is a {self.their_class}; known are {', '.join(FAMILIES)}.")
+            raise DialectError(f"{self.where} is a {describe(self.their_class)}; known are {', '.join(FAMILIES)}.")
         found = FAMILIES.get(self.their_class)
         found = found or ("jumprelu" if self.module.has("thresholds") else None)
         if found == "quantised" or self.module.has("Q"):
@@ -164,39 +225,44 @@ class _Reading:
         facts = {}
         if self.plain:
             norms = torch.cat([rows.norm(dim=1) for rows in self.plain.values()])
-            params = self.arguments.get("dictionary_params")
-            said = (
-                self.module.value(f"{next(iter(self.plain))}.normalization")
-                or (params.get("normalization") if isinstance(params, dict) else None)
-                or ("identity" if self.module.has("dictionary.dictionary") else None)
-            )
+            held = [_short_name(self.module.value(f"{layer}.normalization")) for layer in self.plain]
+            old = "identity" if self.module.has("dictionary.dictionary") else None
+            said = self._agreed("normalization", *held, self.params.get("normalization"), old)
             unit = bool((norms - 1).abs().max() <= DRIFT)
-            found = said.removeprefix("normalize_") if isinstance(said, str) else ("l2" if unit else None)
+            found = said if said is not None else "l2" if unit else None
             facts["normalization"] = Fact(
                 found, f"how its dictionary layer normalises atoms, whose norms are {norms.min():.3g} to {norms.max():.3g} as "
                 "they stand", "l2 (the library's default), max_l2, l1, max_l1 or identity", user_wins=said is None,
+                check=one_of(*layers.NORMALIZATIONS),
             )  # fmt: skip
         if self.archetypes:
-            said = self.module.value(f"{self.archetypes[0]}.delta") if self.pickled else self.arguments.get("delta")
-            facts["delta"] = Fact(said, "the bound of the relaxations' norms", "a number, 0 or more; 1 is its default")
+            held = [self.module.value(f"{layer}.delta") for layer in self.archetypes if self.pickled]
+            facts["delta"] = Fact(self._agreed("delta", *held, self.arguments.get("delta")),
+                                  "the bound of the relaxations' norms", "a number, 0 or more; 1 is its default",
+                                  check=number(0, FINITE))  # fmt: skip
         return facts
 
     def _check(self, family: str) -> None:
-        """Refuse what a pickled model says and a state dict cannot, and answers that cannot be."""
-        last, how = self.module.kind("encoder.final_activation"), self._told("normalization")
+        """Refuse sizes, tensors and a class that contradict each other."""
         n = self._said("nb_concepts") or self._said("n_components")
-        if n not in (None, self.n):
-            raise DialectError(f"{self.where} says {n} concepts and has a dictionary of {self.n:,}; save it again.")
-        if last not in (None, "ReLU") and family != "jumprelu":
-            raise DialectError(f"{self.where}: its encoder ends in {last}; only ReLU is read.")
-        if hasattr(self.told, "normalization") and how not in layers.NORMALIZATIONS:
+        for what, said, size in (("concepts", n, self.n), ("dimensions", self.arguments.get("input_shape"), self.d)):
+            if said not in (None, size):
+                raise DialectError(
+                    f"{self.where} says {describe(said)} {what} and has a dictionary of {size:,}; save it again."
+                )
+        own = KNOWN.get(self.their_class, set()) if self.pickled else set()
+        own = own | ({"thresholds"} if family == "jumprelu" else set())
+        left = [name for name in self.module.shapes if not _is_known(name, own)]
+        if left:
             raise DialectError(
-                f"{self.where}: normalization={how!r}; expected one of {', '.join(layers.NORMALIZATIONS)}."
+                f"{self.where} also holds {describe(', '.join(left), 200)}, whose part in the codes is unknown; no release has "
+                "such tensors there. Where they are no part of the model, save its state_dict() alone."
             )
-        for name, expected in (("delta", "a number, 0 or more"), ("threshold", "a number")):
-            value = self._told(name)
-            if hasattr(self.told, name) and (not _is_number(value) or (name == "delta" and value < 0)):
-                raise DialectError(f"{self.where}: {name}={value!r}; expected {expected}.")
+        if not self.pickled and self.their_class and self.their_class.startswith("RA") != (LAYER in self.archetypes):
+            raise DialectError(
+                f"{self.where}: config.json says {self.their_class}, whose dictionary layer has other tensors than the file; "
+                "set right which class it is."
+            )
 
     def _note_drift(self) -> None:
         """Say that atoms are normalised once more, where the file was written between a step and the next forward pass."""
@@ -214,9 +280,10 @@ class _Reading:
     def _atoms(self, layer: str) -> Tensor:
         rows = layers.atoms(self.module, layer, self._told("normalization"), self._told("delta"))
         fused = f"{layer}._fused_dictionary"
-        if self.module.value("training") is False and self.module.has(fused):
+        if self.module.value(f"{layer}.training") is False and self.module.has(fused):
             kept = self.module.tensor(fused)
-            if kept.shape != rows.shape or (kept - rows).abs().max() > 1e-5 * rows.abs().max():
+            bound = max(1e-5, 8 * torch.finfo(self.module.dtype(fused)).eps)  # a norm and two divisions, rounded
+            if kept.shape != rows.shape or (kept - rows).abs().max() > bound * rows.abs().max():
                 raise DialectError(
                     f"{self.where} was saved in evaluation mode with another dictionary than its weights give, as after "
                     "load_state_dict in that mode; call train(), then eval(), and save it again."
@@ -232,7 +299,7 @@ class _Reading:
         tensors = {"W_enc": W, "b_enc": b, "b_dec": torch.zeros(self.d), "W_dec": self._atoms(LAYER)}
         settings, size = {}, "W_dec"
         if family in ("topk", "batch_topk"):
-            settings["k"] = self._k()
+            settings["k"] = self.told.k
         if family == "batch_topk":
             tensors["threshold"] = _at_least(torch.tensor(float(self.told.threshold))).expand(self.n)
         if family == "jumprelu":
@@ -250,7 +317,7 @@ class _Reading:
 
     def _pursuit(self, family: str) -> Dictionary:
         """Greedy codes, where ours are the same for every input."""
-        rows, k = self._atoms(LAYER), self._k()
+        rows, k = self._atoms(LAYER), self.told.k
         if family == "omp" and k > 1:
             raise DialectError(
                 f"{self.where} is an OMPSAE, which fits the codes of each step by ten steps of gradient descent or fewer; ours "
@@ -270,12 +337,6 @@ class _Reading:
         tensors = {"W_dec": rows.float(), "b_dec": torch.zeros(self.d)}
         return build(self.module.source, "matching_pursuit", tensors, {"k": k})
 
-    def _k(self) -> int:
-        k = self.told.k
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.n:
-            raise DialectError(f"{self.where}: k={k!r}; expected a whole number from 1 to {self.n:,}, its latents.")
-        return k
-
 
 def _at_least(threshold: Tensor) -> Tensor:
     """The threshold for which `pre > threshold` is their `pre >= threshold`, of codes behind a ReLU."""
@@ -292,3 +353,22 @@ def _text(value: Any) -> str | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two places say the same, numbers to the rounding of float32."""
+    if _is_number(value) and _is_number(other):
+        return math.isclose(value, other, rel_tol=1e-6)
+    return type(value) is type(other) and value == other
+
+
+def _short_name(normalization: Any) -> Any:
+    return normalization.removeprefix("normalize_") if isinstance(normalization, str) else normalization
+
+
+def _is_known(name: str, own: set[str]) -> bool:
+    """Whether a tensor is of a dictionary layer, of an encoder (which is looked at where it is read), or one of these."""
+    layer, _, end = name.rpartition(".")
+    if layer in (LAYER, TIED):
+        return end in LAYER_TENSORS
+    return name in own or (name.startswith("encoder.") and not name.startswith(f"{TIED}."))

@@ -9,12 +9,12 @@ import torch
 
 from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.transform import InputTransform
-from vlsae.interop.answers import Answers, Fact, model, site
+from vlsae.interop.answers import Answers, Fact, model, number, site
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.modules import SavedModule
 from vlsae.interop.overcomplete_layers import atoms, batch_norm
 from vlsae.interop.source import Source
-from vlsae.interop.weights import build
+from vlsae.interop.weights import build, half_note
 
 KEYS = {"epoch", "model_state_dict", "optimizer_state_dict", "learning_rate"}
 LINEAR, NORM = "encoder.final_block.0", "encoder.final_block.1"
@@ -56,7 +56,8 @@ class UniversalSAE(Dialect):
         told = answers.settle(
             model=model(),
             site=site(width=d),
-            k=Fact(None, "active latents a token, top_k of the yaml file", f"1 to {n:,}; published are 32"),
+            k=Fact(None, "active latents a token, top_k of the yaml file", f"1 to {n:,}; published are 32",
+                   check=number(1, n, whole=True)),
             mean=Fact(None, "mean of the inputs, model_mean of the yaml file", f"published are {PUBLISHED} (std); or none"),
             std=Fact(None, "deviation of the inputs, model_std of the yaml file", "see mean; none where they are raw"),
         )  # fmt: skip
@@ -78,7 +79,10 @@ class UniversalSAE(Dialect):
             "model": told.model,
             "site": told.site,
             **{name: value for name, value in said.items() if _is_number(value)},
-            "notes": ["Its latents mean the same in the dictionaries of the other models that it was trained with."],
+            "notes": [
+                "Its latents mean the same in the dictionaries of the other models that it was trained with.",
+                *half_note(source, f"model_state_dict.{LINEAR}.weight", self.project),
+            ],
         }
         return dictionary
 
