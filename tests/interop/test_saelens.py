@@ -330,6 +330,10 @@ def test_gemma_scope_tells_no_model_and_its_shapes_must_fit(tmp_path):
 
 def test_gemma_scope_is_five_arrays_whoever_says_it_is_more(tmp_path):
     """A layer norm in a configuration, or a skip connection, would be lost."""
-    refused(FIXTURES / "saelens" / "layer_norm", "expected an .npz of W_enc, b_enc", dialect="gemma_scope")
+    refused(
+        FIXTURES / "saelens" / "layer_norm",
+        "is a checkpoint of SAELens and would be read wrongly",
+        dialect="gemma_scope",
+    )
     np.savez(tmp_path / "params.npz", W_skip=np.ones((D, D)))
     refused(tmp_path, "holds W_skip; expected", dialect="gemma_scope")

@@ -92,7 +92,7 @@ def raw_name(module: SavedModule, layer: str) -> str:
 def raw_weights(module: SavedModule, layer: str) -> Tensor:
     """The weights of a plain dictionary layer, `[n, d]`, as they stand in the file."""
     name = raw_name(module, layer)
-    weights = module.tensor(name)
+    weights = module.tensor(name).float()
     if weights.ndim != 2 or not weights.numel():
         raise DialectError(f"{module.source.weights}: {name} has shape {list(weights.shape)}; expected [n_latents, d].")
     return weights
@@ -111,8 +111,8 @@ def encoder(module: SavedModule, tied_to: Tensor | None) -> tuple[Tensor, Tensor
     left = {name for name in module.shapes if name.startswith("encoder.") and not name.startswith("encoder.tied_to.")}
     base = "encoder.final_block" if module.has("encoder.final_block.0.weight") else "encoder"
     linear = f"{base}.0" if module.has(f"{base}.0.weight") else "encoder"
-    W = tied_to if tied_to is not None else module.tensor(f"{linear}.weight")
-    b = module.tensor(f"{linear}.bias") if module.has(f"{linear}.bias") else W.new_zeros(W.shape[:1])
+    W = tied_to if tied_to is not None else module.tensor(f"{linear}.weight").float()
+    b = module.tensor(f"{linear}.bias").float() if module.has(f"{linear}.bias") else W.new_zeros(W.shape[:1])
     left -= {f"{linear}.weight", f"{linear}.bias"}
     if W.ndim != 2 or b.shape != W.shape[:1]:
         raise DialectError(

@@ -20,7 +20,7 @@ from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.dictionary_learning_config import BATCH, CLASSES, FLAG, TOPK, Run, our_site
 from vlsae.interop.fields import describe
 from vlsae.interop.source import Source
-from vlsae.interop.weights import bias_of_raw_input, build, codes_times
+from vlsae.interop.weights import LATENTS, bias_of_raw_input, build, codes_times
 
 RAW = ("AutoEncoderNew", "JumpReluAutoEncoder")  # encoders that do not take b_dec off their input
 OWN = {"bias", "decoder_bias", "k", "group_sizes"}  # names that nobody else gives to such tensors
@@ -135,14 +135,18 @@ def _has_unit_atoms(dictionary: Dictionary) -> bool:
 
 def _normalise(source: Source, dictionary: Dictionary) -> None:
     """Unit atoms and codes of their length, which is what `AutoEncoder` is after the library's loader."""
-    weights = {name: getattr(dictionary, name).data.double() for name in ("W_enc", "b_enc", "W_dec")}
-    norms = weights["W_dec"].norm(dim=1)
-    if not bool((norms > 0).all()):
-        raise DialectError(
-            f"{source.weights}: an atom of decoder.weight is zero; the library, which gives unit norm, cannot open it either."
-        )
-    for name, value in codes_times(weights, norms).items():
-        getattr(dictionary, name).data.copy_(value)
+    W_enc, b_enc, W_dec = (getattr(dictionary, name).data for name in ("W_enc", "b_enc", "W_dec"))
+    for begin in range(0, dictionary.n_latents, LATENTS):
+        own = slice(begin, begin + LATENTS)
+        part = {"W_enc": W_enc[:, own], "b_enc": b_enc[own], "W_dec": W_dec[own]}
+        wide = {name: value.double() for name, value in part.items()}
+        norms = wide["W_dec"].norm(dim=1)
+        if not bool((norms > 0).all()):
+            raise DialectError(
+                f"{source.weights}: an atom of decoder.weight is zero; the library, which gives unit norm, cannot open it."
+            )
+        for name, value in codes_times(wide, norms).items():
+            part[name].copy_(value)
     dictionary.metadata["notes"] = ["Atoms have unit norm and codes their length, as after the library's loader."]
 
 

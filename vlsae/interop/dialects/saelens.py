@@ -19,7 +19,7 @@ from vlsae.interop.saelens_config import BATCHES, LARGEST, REFUSED, TENSORS, Sae
 from vlsae.interop.saelens_fields import known
 from vlsae.interop.saelens_writing import write_saelens
 from vlsae.interop.source import Source
-from vlsae.interop.weights import build, codes_times, rescaled
+from vlsae.interop.weights import build, codes_times, read_by, rescaled
 
 FAMILIES = {"standard": "relu", "topk": "topk", "abstopk": "abs_topk", "jumprelu": "jumprelu", "gated": "gated",
             "batchtopk": "batch_topk", "matryoshka_batchtopk": "nested_dictionary", "transcoder": "transcoder",
@@ -244,7 +244,7 @@ def _thresholds(made: dict[str, Tensor], unit: float, notes: list[str]) -> None:
 
 def _subtract(made: dict[str, Tensor]) -> None:
     """Biases for an encoder that takes `b_dec` off, of one that does not."""
-    read = made["b_dec"].double() @ made["W_enc"].double()
+    read = read_by(made["W_enc"], made["b_dec"])
     made["b_enc"] = made["b_enc"] + read
     if "b_mag" in made:
         made["b_mag"] = made["b_mag"] + made["r_mag"].double().exp() * read
