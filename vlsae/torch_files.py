@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vlsae.pickles import Global, Inert, PickleError, parse
-from vlsae.stored import Stored, WeightFileError
+from vlsae.stored import Stored, WeightFileError, memory
 
 CALLS = (r"collections\.OrderedDict", r"torch\._utils\._rebuild_\w+", r"torch\.Size", r"torch\.device",
          r"torch\.serialization\._get_layout", r"numpy\.dtype", r"numpy\.(_core|core)\.multiarray\.scalar",
@@ -82,7 +82,7 @@ class _Records:
             with open(self.path, "rb") as file:
                 file.seek(info.header_offset)
                 file.seek(sum(struct.unpack("<26x2H", file.read(30))), 1)  # the record's name and extra field
-                buffer = np.empty(info.file_size, np.uint8)
+                buffer = memory(info.file_size)
                 n = file.readinto(buffer)
         except (OSError, struct.error) as error:
             raise WeightFileError(f"{self.path} is damaged ({error}); download or write it again.") from error
@@ -171,8 +171,8 @@ def _tensor(records: _Records, storage: Any, offset: Any, shape: Any, stride: An
     def read() -> Tensor:
         flat = torch.empty(0, dtype=storage.dtype)
         if storage.n:
-            buffer = records.read(storage.record)[: storage.n * storage.dtype.itemsize]
-            flat = torch.from_numpy(buffer).view(storage.dtype)
+            held = torch.from_numpy(records.read(storage.record))
+            flat = held[: storage.n * storage.dtype.itemsize].view(storage.dtype)
         return flat.as_strided(shape, stride, offset)
 
     return Stored(shape, storage.dtype, read)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlsae.pickles import PickleError, leaves
-from vlsae.stored import Stored, WeightFileError, shortened
+from vlsae.stored import Stored, WeightFileError, memory, shortened
 from vlsae.torch_files import NUMBERS, read_torch_file
 
 JSON_AT_MOST = 8 * 2**20  # bytes; as Python objects it is up to thirty times as large
@@ -114,8 +114,8 @@ def _what(start: bytes) -> str:
         return "it is empty"
     if start[:1] == b"\x80":
         return (
-            "it is a bare pickle, as torch wrote before 1.6; if you trust its source, open it with "
-            "torch.load(file, weights_only=False) and save its state dict again with torch.save"
+            "it is a bare pickle, as torch wrote before 1.6 and pickle.dump writes; if you trust its source, open it with "
+            "torch.load(file, weights_only=False), or by pickle.load, and save what it holds again with torch.save"
         )
     if start[:2] == b"\x1f\x8b":
         return "it is compressed with gzip; unpack it first"
@@ -156,9 +156,11 @@ def _safetensors(path: Path, start: bytes) -> dict[str, Stored]:
 
 def _numbers(path: Path, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
-    buffer = np.fromfile(path, np.uint8, size, offset=begin)
-    if len(buffer) != size:
-        raise EOFError("it is cut off")
+    buffer = memory(size)
+    with open(path, "rb") as file:
+        file.seek(begin)
+        if file.readinto(buffer) != size:
+            raise EOFError("it is cut off")
     return (torch.from_numpy(buffer).view(dtype) if size else torch.empty(0, dtype=dtype)).reshape(shape)
 
 

@@ -11,6 +11,7 @@ from tests.contract.test_dictionaries import make
 from tests.strangers import bounded
 from vlsae.dictionaries import DICTIONARIES
 from vlsae.dictionaries.checkpoint import CONFIG, WEIGHTS, CheckpointError, assemble, load_dictionary
+from vlsae.stored import memory
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -98,3 +99,46 @@ def test_opening_draws_no_weights_and_leaves_torchs_random_numbers_alone():
     with pytest.raises(CheckpointError, match="W_dec is .1048576, 1. real, expected .1048576, 1048576. real"):
         bounded(lambda: assemble("topk", size, size, {"k": 1}, "none", {"W_dec": torch.zeros(size, 1)}), megabytes=8)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def stored(*shape):
+    """A tensor as readers of files give it."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+    held = torch.from_numpy(memory(values.nbytes)).view(values.dtype).view(shape)
+    return held.copy_(values)
+
+
+def topk_of(**weights):
+    return assemble("topk", 5, 7, {"k": 2}, "none", {"b_enc": stored(7), "b_dec": stored(5), **weights})
+
+
+def test_weights_in_the_order_of_the_family_are_taken_over():
+    columns, rows = stored(7, 5), stored(7, 5)
+    sae = topk_of(W_enc=columns.T, W_dec=rows)
+    assert sae.W_enc.data_ptr() == columns.data_ptr() and sae.W_dec.data_ptr() == rows.data_ptr()
+    assert sae.W_enc.requires_grad and sae.W_dec.is_leaf
+
+
+def test_weights_in_another_order_or_without_memory_of_their_own_are_copied():
+    fresh, rows, both = topk_of(W_enc=stored(7, 5).T, W_dec=stored(7, 5)), stored(5, 7), stored(14, 5)
+    odd = torch.from_numpy(memory(144)[4:]).view(torch.float32).view(7, 5).copy_(both[:7])  # between torch's addresses
+    for W_enc, W_dec in (
+        (rows, stored(7, 5)),
+        (both[:7].T, both[7:]),
+        (both[:7].T, odd),
+        (rows, rows[:, :1].T.expand(7, 5)),
+    ):
+        sae = topk_of(W_enc=W_enc, W_dec=W_dec)
+        for name, given in (("W_enc", W_enc), ("W_dec", W_dec)):
+            found = getattr(sae, name)
+            assert torch.equal(found, given) and found.stride() == getattr(fresh, name).stride()
+            assert found.data_ptr() % 64 == 0 and found.untyped_storage().nbytes() == found.nbytes
+        assert sae.W_enc.data_ptr() != W_enc.data_ptr()
+
+
+def test_one_matrix_for_encoder_and_atoms_becomes_two():
+    rows = stored(7, 5)
+    sae = topk_of(W_enc=rows.T, W_dec=rows)
+    with torch.no_grad():
+        sae.W_dec.zero_()
+    assert sae.W_enc.all()

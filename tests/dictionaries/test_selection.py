@@ -72,3 +72,31 @@ def test_a_rounded_product_chooses_the_same():
     assert (exact.val - rounded.val).abs().max() < 1e-4
     exact, rounded = (positive(Products(x, W, b, low), 10.0) for low in (None, W.bfloat16()))
     assert torch.equal(exact.idx, rounded.idx)
+
+
+def _wide(n, ties):
+    """Scores of few different values where `ties`, else all different."""
+    g = torch.Generator().manual_seed(n)
+    return torch.randint(0, 40, (50, n), generator=g).float() if ties else torch.rand(50, n, generator=g)
+
+
+@pytest.mark.parametrize("n", [4096, 4096 + 37, 8192])
+@pytest.mark.parametrize("ties", [False, True])
+def test_leaders_are_found_in_a_few_groups(n, ties):
+    """The same values as `torch.topk` of whole rows, at columns that hold them, also where columns are left over."""
+    score = _wide(n, ties)
+    values, at = selection_tensors.leaders(score, 5)
+    assert torch.equal(values, score.topk(5).values)
+    assert torch.equal(score.gather(1, at), values)
+    assert all(len(set(row)) == 5 for row in at.tolist())
+
+
+@pytest.mark.parametrize("equal", [2, 20, 200])
+def test_ties_across_groups_go_to_the_lower_latent(equal):
+    """Few ties are settled among the spared ones, many among all."""
+    n, k = 30_000, 8
+    W = torch.zeros(n, 1)
+    W[100::100][: k - 1] = 2.0  # 7 that are chosen in any case
+    W[50::100][:equal] = 1.0
+    found = top_k(Products(torch.ones(3, 1), W, torch.zeros(n)), k)
+    assert found.idx.reshape(3, k).tolist() == [[50, *range(100, 800, 100)]] * 3

@@ -1,6 +1,7 @@
 """The dialect dictionary_learning: what is asked, what is refused, and what is written."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -245,3 +246,101 @@ def test_what_the_library_cannot_compute_is_not_written(tmp_path):
     with pytest.raises(DialectError, match="one threshold for all latents"):
         write(uneven, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("field", [{"rectify": False}, {"norm_factor": 28.3}, {"apply_b_dec_to_input": False}])
+def test_a_field_of_the_trainer_that_no_version_has_is_asked(copied, field):
+    """`norm_factor` is computed by all versions and written by none: biases are scaled back instead."""
+    folder, change = copied("AutoEncoderTopK")
+    change(**field)
+    with pytest.raises(DialectError, match=f"other_fields=.*{next(iter(field))}=.*ignored"):
+        load_dictionary(folder, **UNKNOWN)
+    dictionary = load_dictionary(folder, **UNKNOWN, other_fields="ignored")
+    assert any(next(iter(field)) in note for note in dictionary.metadata["notes"])
+    assert torch.equal(dictionary.W_enc, load_dictionary(FIXTURES / "AutoEncoderTopK", **UNKNOWN).W_enc)
+
+
+def test_whether_b_dec_is_taken_off_is_true_or_false(copied):
+    folder, change = copied("JumpReluAutoEncoder")
+    change(apply_b_dec_to_input=True)
+    x = inputs(8)
+    said = load_dictionary(FIXTURES / "JumpReluAutoEncoder_b_dec", **UNKNOWN, apply_b_dec_to_input=True)
+    assert torch.equal(load_dictionary(folder, **UNKNOWN).encode(x), said.encode(x))
+    for wrong in ("no", 0, [True], {}):
+        change(apply_b_dec_to_input=wrong)
+        with pytest.raises(DialectError, match="must be true or false"):
+            load_dictionary(folder, **UNKNOWN)
+        with pytest.raises(DialectError, match="expected True or False"):
+            load_dictionary(FIXTURES / "JumpReluAutoEncoder", **UNKNOWN, apply_b_dec_to_input=wrong)
+
+
+@pytest.mark.parametrize("k", [0, -3, 3.5, True, float("nan"), "3" * 10**6, [3], 2**100])
+def test_no_k_of_a_configuration_passes_unseen_or_makes_the_message_long(copied, k):
+    folder, change = copied("AutoEncoderTopK")
+    torch.save({name: v for name, v in tensors(folder).items() if name != "k"}, folder / "ae.pt")
+    change(k=k)
+    with pytest.raises(DialectError) as caught:
+        load_dictionary(folder, **UNKNOWN)
+    assert re.search(r"\bk\b", str(caught.value)) and len(str(caught.value)) < 500
+
+
+def test_a_backup_without_normalisation_has_no_factor_and_a_factor_must_be_positive(copied):
+    """The fixtures backup_... hold the scaled ones to the library's own codes."""
+    folder, _ = copied("backup_GatedAutoEncoder")
+    content = torch.load(folder / "ae.pt")
+    kept = content.pop("norm_factor")
+    torch.save(content, folder / "ae.pt")
+    dictionary = load_dictionary(folder, **UNKNOWN)
+    assert torch.equal(dictionary.b_dec, content["ae"]["decoder_bias"]) and not dictionary.metadata["notes"]
+    scaled = load_dictionary(FIXTURES / "backup_GatedAutoEncoder", **UNKNOWN)
+    assert torch.equal(scaled.b_dec, dictionary.b_dec * kept) and "norm_factor" in scaled.metadata["notes"][0]
+    for wrong in (0.0, -1.0, float("nan"), "2.5", True):
+        torch.save(content | {"norm_factor": wrong}, folder / "ae.pt")
+        with pytest.raises(DialectError, match="norm_factor.*(positive|no number)"):
+            load_dictionary(folder, **UNKNOWN)
+
+
+def test_a_backup_in_its_first_steps_asks_for_the_threshold(copied):
+    """-1 is "never set" in whatever unit; the answer is in that of activations."""
+    folder, _ = copied("backup_BatchTopKSAE")
+    content = torch.load(folder / "ae.pt")
+    content["ae"]["threshold"].fill_(-1.0)
+    torch.save(content, folder / "ae.pt")
+    with pytest.raises(DialectError, match="threshold=...:.*0 for every positive code"):
+        load_dictionary(folder, **UNKNOWN)
+    assert (load_dictionary(folder, **UNKNOWN, threshold=0.75).threshold == 0.75).all()
+
+
+@pytest.mark.parametrize("io, words", [("in", "its input"), ("in_and_out", "from its input to its output")])
+def test_what_of_the_module_is_read_is_in_the_question(copied, io, words):
+    folder, _ = copied("AutoEncoder")
+    config = json.loads((folder / "config.json").read_text())
+    config["buffer"]["io"] = io
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DialectError, match=f"site=.*resid_post_layer_3, layer 3, {words}"):
+        load_dictionary(folder, model="unknown")
+    notes = load_dictionary(folder, **UNKNOWN).metadata["notes"]
+    assert any("transcoder" in note.lower() for note in notes) == (io == "in_and_out")
+
+
+def test_trainers_whose_first_versions_scaled_activations_are_noted(copied):
+    folder, change = copied("AutoEncoderNew")
+    assert not load_dictionary(folder, **UNKNOWN).metadata["notes"]
+    change(trainer_class="StandardTrainerNew")
+    assert "mean norm of sqrt(d)" in load_dictionary(folder, **UNKNOWN).metadata["notes"][0]
+
+
+def test_half_precision_is_only_how_weights_are_stored(copied):
+    """The library computes in float32 whatever a file holds, and so do we: nothing to note, the same weights."""
+    folder, _ = copied("BatchTopKSAE")
+    halves = {name: v.half() if v.is_floating_point() else v for name, v in tensors(folder).items()}
+    torch.save(halves, folder / "ae.pt")
+    dictionary = load_dictionary(folder, **UNKNOWN)
+    assert not dictionary.metadata["notes"]
+    assert torch.equal(dictionary.W_dec, halves["decoder.weight"].float().T)
+
+
+def test_what_is_written_keeps_the_buffer_that_its_scripts_read(tmp_path):
+    dictionary = load_dictionary(FIXTURES / "BatchTopKSAE", **UNKNOWN)
+    DIALECTS.get("dictionary_learning")().write(dictionary, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["buffer"] == dictionary.metadata["buffer"]

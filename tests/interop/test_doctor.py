@@ -16,8 +16,11 @@ from vlsae.dictionaries.transcoder import Transcoder
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop.dialect import DIALECTS, Dialect
 from vlsae.interop.doctor import examine
-from vlsae.interop.examination.fit import Sums
+from vlsae.interop.examination import fit as fit_module
+from vlsae.interop.examination.fit import Sums, fit
+from vlsae.interop.examination.roles import probe_places
 from vlsae.interop.examination.tokens import sample_inputs
+from vlsae.interop.examination.trials import trials
 from vlsae.world import scenes
 
 RECIPE = {"batch_size": 256, "lr": 2e-3, "engine": "torch", "progress": False}
@@ -88,12 +91,53 @@ def test_a_whole_basis_explains_everything(held):
 def test_the_interval_is_of_images():
     """Two images whose errors and spreads are known by hand, weighed as a bootstrap sample weighs them."""
     x = torch.tensor([[[1.0], [-1.0]], [[3.0], [-3.0]]])
-    sums = Sums.of(x, torch.zeros_like(x))
+    sums = Sums.of(x, x.square().sum(-1))  # xhat = 0
     assert sums.ev()[0] == 0  # the mean is 0, so answering 0 is answering with the mean
-    sums = Sums.of(x, x * torch.tensor([1.0, 0.0])[:, None, None])  # the second image is lost: 18 of 20
+    sums = Sums.of(x, torch.tensor([[0.0, 0.0], [9.0, 9.0]]))  # the second image is lost: 18 of 20
     assert sums.ev()[0] == pytest.approx(1 - 18 / 20, abs=1e-12)
     ev = sums.ev(torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]]).numpy())
     assert ev == pytest.approx([1, 0, 0.1], abs=1e-12)
+
+
+@torch.no_grad()
+def test_blocks_of_tokens_change_nothing(monkeypatch, tiny):
+    """In float64, where 9 tokens a block or all at once differ by rounding alone: 4e-16 a sum of 192 x 90 terms."""
+    x = tiny.tokens(scenes(3, seed=7), OWN)[:, :30].double()
+    mean = x.mean((0, 1)).float()
+    families = (TopKDictionary(192, 300, k=9), JumpReLUDictionary(192, 300), ProjectionDictionary(192, 192, k=9))
+    for dictionary in families:
+        if dictionary.family != "projection":
+            dictionary.b_dec.data.copy_(mean)
+        if dictionary.family == "jumprelu":
+            dictionary.threshold.data.copy_(torch.linspace(1, 40, 300))
+        found = []
+        for block in (9 * 300, 2**24):
+            monkeypatch.setattr(fit_module, "BLOCK", block)
+            found.append(fit(dictionary.double(), x))
+        parts, whole = found
+        assert torch.equal(parts.l0, whole.l0) and torch.equal(parts.fired, whole.fired)
+        assert parts.ev == pytest.approx(whole.ev, rel=1e-12) and parts.negative == whole.negative
+        assert parts.stretch == pytest.approx(whole.stretch, rel=1e-12)
+        xhat = dictionary(x)
+        r, centred = (values.flatten(0, 1) - values.mean((0, 1)) for values in (xhat, x))
+        assert whole.stretch == pytest.approx(float(r.square().sum() / (centred * r).sum()), rel=1e-12)
+        assert whole.ev == pytest.approx(float(1 - (x - xhat).square().sum() / centred.square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("block", [2**16, 2**24])
+def test_no_table_of_all_tokens_and_latents_is_made(monkeypatch, block):
+    """Families without a search in blocks make all pre-activations of the tokens they get: never more than `BLOCK`."""
+    monkeypatch.setattr(fit_module, "BLOCK", block)
+    sizes, activate = [], JumpReLUDictionary.activate
+    monkeypatch.setattr(
+        JumpReLUDictionary, "activate", lambda self, pre: sizes.append(pre.numel()) or activate(self, pre)
+    )
+    wide = JumpReLUDictionary(8, 2**13)
+    wide.threshold.data.copy_(torch.linspace(0.1, 2, 2**13))
+    x = torch.randn(4, 2**10, 8, generator=torch.Generator().manual_seed(0))
+    for reconstruct in (None, *(trial.reconstruct for trial in list(trials(wide, x[0]))[:3])):
+        fit(wide, x, reconstruct)
+    assert max(sizes) == block and sum(sizes) == 4 * x[..., 0].numel() * 2**13
 
 
 def test_another_block(sae, held):
@@ -111,11 +155,13 @@ def test_a_forgotten_site_is_found(sae, held):
 
 def test_sites_that_do_not_exist_or_have_another_width(sae, held):
     found = held(sae, site="vision.13.resid_post")
-    assert not found.fits and "blocks of tiny are 0 to 5, or -6 to -1" in found.verdict
+    assert not found.fits and "blocks of tiny are 0 to 5, or -6 to -1" in found.finding("site").text
+    assert found.verdict == "It does not fit tiny: vision.13.resid_post does not exist."
     found = held(TopKDictionary(8, 16, k=2), site="vision.-2.resid_post")
-    assert "width 8, but vision.4.resid_post of tiny has 192" in found.verdict and "no site of tiny" in found.verdict
+    assert "width 8, but vision.4.resid_post of tiny has 192" in found.verdict
+    assert "no site of tiny" in found.finding("width").text
     found = held(TopKDictionary(128, 16, k=2), site="vision.-2.resid_post")
-    assert not found.fits and "text.0..1.resid_pre" in found.verdict  # the text tower of the tiny CLIP is narrower
+    assert not found.fits and "text.0..1.resid_pre" in found.finding("width").text  # its text tower is narrower
     with pytest.raises(ValueError, match="does not exist; write TOWER.BLOCK.STREAM"):
         held(sae, site="blocks.3.hook_resid_post")
 
@@ -331,3 +377,10 @@ def test_a_foreign_file_opens_in_every_command(sae, store, tmp_path, monkeypatch
     assert main(command) == 0
     alive = (sae.encode(torch.cat([x.flatten(0, 1) for _, x in store.batches(8)])) > 0).any(0)
     assert json.loads(capsys.readouterr().out)["alive"] == int(alive.sum())
+
+
+def test_what_is_compared_stays_small():
+    """Whatever the number of images: 8 patches of each, fewer of many, CLS always; and the same ones for a seed."""
+    roles = ["cls"] + ["patch"] * 196
+    assert [len(probe_places(roles, n, seed=0)) for n in (2, 128, 256, 5000)] == [9, 9, 5, 2]
+    assert 0 in probe_places(roles, 64, seed=1) and probe_places(roles, 64, 1) == probe_places(roles, 64, 1)

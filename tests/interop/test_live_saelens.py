@@ -1,5 +1,6 @@
 """Both ways with SAELens itself, over every family that both know."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,8 @@ from tests.interop.dictionaries import D, N, filled
 from tests.interop.make_fixtures import inputs
 from vlsae.interop.dialect import DIALECTS
 from vlsae.interop.load import load_dictionary
+from vlsae.interop.saelens_config import REFUSED, TENSORS
+from vlsae.interop.saelens_fields import ALL, SOME, known
 from vlsae.interop.saelens_writing import WRITERS
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
@@ -155,3 +158,59 @@ def test_all_families_that_are_written_are_named_in_the_configuration(tmp_path):
     for family in WRITERS:
         config = json.loads((_write(filled(family), tmp_path) / "cfg.json").read_text())
         assert config["metadata"]["vlsae_family"]["family"] == family
+
+
+def _names(kind):
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def test_every_architecture_that_is_registered_is_read_or_refused_by_name():
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    assert {*SAE_CLASS_REGISTRY, *SAE_TRAINING_CLASS_REGISTRY} == {*TENSORS, *REFUSED}
+    assert not set(TENSORS) & set(REFUSED)
+
+
+def test_every_field_that_is_registered_is_known():
+    """A field for inference is read; one of training, of the run or of the origin raises no question."""
+    from sae_lens.config import LanguageModelSAERunnerConfig
+    from sae_lens.loading.pretrained_sae_loaders import LLM_METADATA_KEYS
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    for name, (_, config) in SAE_CLASS_REGISTRY.items():
+        assert name in REFUSED or _names(config) - {"device"} <= ALL | SOME.get(name, set())
+    for name, (_, config) in SAE_TRAINING_CLASS_REGISTRY.items():
+        assert _names(config) <= known(name)
+    assert _names(LanguageModelSAERunnerConfig) | LLM_METADATA_KEYS <= known("standard")
+
+
+@pytest.mark.parametrize("fields", [{"device": "cpu"}, {"dtype": "float32"}, {"dtype": "float64"}])
+def test_what_is_written_opens_in_other_types(tmp_path, fields):
+    """In double precision sums differ by the rounding of ours, 1e-6 of the largest value."""
+    from sae_lens import SAE
+
+    dictionary = filled("jumprelu", "standardise")
+    theirs = SAE.load_from_disk(_write(dictionary, tmp_path), **fields)
+    assert str(theirs.W_dec.dtype) == f"torch.{fields.get('dtype', 'float32')}"
+    with torch.no_grad():
+        for ours, other in ((dictionary.encode(X), theirs.encode(X)), (dictionary(X), theirs(X))):
+            assert (ours - other).abs().max() <= 1e-6 * max(1.0, float(other.abs().max()))
+
+
+@pytest.mark.parametrize("version", ["6.54.12", None])
+def test_theirs_reads_codes_from_the_top_level_alone_as_ours_does(tmp_path, version):
+    """Of new files and, for want of a version, of old ones."""
+    from sae_lens import SAE
+
+    from tests.interop.peers.saelens import small
+
+    small("topk").save_model(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    config["metadata"] = {
+        "sae_lens_version": version,
+        "k": 2,
+        "apply_b_dec_to_input": False,
+        "architecture": "standard",
+    }
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    _equal(load_dictionary(tmp_path, **UNKNOWN), SAE.load_from_disk(tmp_path))

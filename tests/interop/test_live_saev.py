@@ -1,6 +1,8 @@
 """Against saev itself, both ways; see tests/interop/peers/saev.py for what VLSAE_PEER_SAEV has to hold."""
 
+import importlib
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,13 @@ ACTIVATIONS = {"Relu": {}, "TopK": {"top_k": 20}, "BatchTopK": {"top_k": 4}}
 FAMILIES = {"relu": {}, "unrectified_topk": {"k": 20}, "batch_topk": {"k": 4}, "nested_dictionary": {"k": 4}}
 
 
+def checkout(name):
+    """The module of one generation, where the folder holds it."""
+    if not (Path(os.environ["VLSAE_PEER_SAEV"]) / name).is_dir():
+        pytest.skip(f"VLSAE_PEER_SAEV has no {name}")
+    return generation(name)
+
+
 def agree(sae, theirs, x):
     """b_dec is folded into a bias and rounded once more: 2e-6 of the largest value."""
     codes, xhat = run(theirs, x)
@@ -32,7 +41,7 @@ def agree(sae, theirs, x):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_they_write_we_read(tmp_path, name):
-    nn = generation("schema5")
+    nn = checkout("schema5")
     for seed in range(5):
         cfg = nn.SparseAutoencoderConfig(d_model=D, d_sae=N, activation=getattr(nn, name)(**ACTIVATIONS[name]))
         theirs = nn.SparseAutoencoder(cfg)
@@ -46,7 +55,7 @@ def test_they_write_we_read(tmp_path, name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_we_write_they_read(tmp_path, family):
     """`load` of the newest generation; a threshold of 0 is one of theirs that was never set."""
-    nn = generation("schema5")
+    nn = checkout("schema5")
     for seed, threshold in enumerate((0.0, 0.5, 1.0)):
         sae = DICTIONARIES.get(family)(D, N, seed=seed, **FAMILIES[family])
         fill(sae, seed)
@@ -54,3 +63,25 @@ def test_we_write_they_read(tmp_path, family):
             sae.threshold.fill_(threshold)
         Saev().write(sae, tmp_path)
         agree(sae, nn.load(tmp_path / "sae.pt"), inputs(D, 64, seed))
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_the_first_package_writes_we_read(tmp_path, unit):
+    """saev 0.1.0 takes b_dec off; its training reads centred and scaled activations, which an answer has to say."""
+    nn = checkout("none")
+    config = importlib.import_module("saev.config")
+    for seed in range(5):
+        theirs = nn.SparseAutoencoder(
+            config.SparseAutoencoder(d_vit=D, exp_factor=N // D, normalize_w_dec=unit, seed=seed)
+        )
+        fill(theirs, seed)
+        theirs.normalize_w_dec()
+        nn.dump(str(tmp_path / "sae.pt"), theirs)
+        mean, scale = torch.linspace(-1, 2, D), 1.5 + seed
+        x = inputs(D, 64, seed)
+        agree(load_dictionary(tmp_path, **WHO, mean=0, scale=1), nn.load(str(tmp_path / "sae.pt")), x)
+        codes, xhat = run(theirs, (x - mean) / scale)
+        sae = load_dictionary(tmp_path, **WHO, mean=mean.tolist(), scale=scale)
+        with torch.no_grad():
+            assert (sae.encode(x) - codes).abs().max() <= 2e-6 * codes.abs().max()
+            assert (sae(x) - (xhat * scale + mean)).abs().max() <= 2e-6 * xhat.abs().max() * scale

@@ -62,6 +62,7 @@ def test_patchsae_reads(tmp_path, kind):
     close(ours.encode(x), codes)
     close(ours(x), xhat)
     assert (config.block_layer, config.module_name, config.d_sae) == (-2, "resid", N)
+    assert float(theirs.train()(x[None])[2]["mse_loss"]) > 0  # training reads further fields
 
 
 @here("VLSAE_PEER_MSAE")

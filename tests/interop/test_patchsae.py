@@ -48,6 +48,7 @@ def test_openai_models_are_known_whatever_their_prefix(tmp_path, name):
         ({"custom_clip_ckpt_path": "mine.pt"}, ("model=",), "mine.pt"),
         ({"module_name": "mlp"}, ("site=",), "mlp of block -2"),
         ({"block_layer": True}, ("site=",), "resid of block True"),
+        ({"block_layer": 10**30}, ("site=",), "resid of block 1000000"),
         ({"model_name": ["x"], "block_layer": None}, ("model=", "site="), "block None"),
     ],
 )
@@ -71,6 +72,11 @@ def test_what_the_configuration_does_not_settle_is_asked_in_one_go(tmp_path, set
         ({"topk_sae": True, "topk_k": 3}, {}, "topk_sae"),
         ({"sae_type": "jumprelu"}, {"log_threshold": (N,)}, "jumprelu"),
         ({"sae_type": "topk"}, {}, "topk"),
+        ({"sae_type": "jumprelu", "gated_sae": True}, {"r_mag": (N,), "b_mag": (N,)}, "jumprelu"),
+        ({"topk_sae": 1, "topk_k": 3}, {}, "topk_sae"),
+        ({"spline_sae": "yes"}, {}, "spline_sae"),
+        ({"d_sae": float("nan")}, {}, "d_sae=nan"),
+        ({"d_sae": "8" * 10**6}, {}, "d_sae=8888888888888888888888888888888888888888..., and"),
         ({}, {"W_dec": (N,)}, "expected a matrix"),
         ({}, {"b_enc": (3,)}, "b_enc is [3]"),
     ],
@@ -79,6 +85,29 @@ def test_contradictions_and_the_variants_of_forks_are_refused(tmp_path, settings
     with pytest.raises(DialectError) as error:
         load_dictionary(saved(tmp_path, tensors(**more), **settings))
     assert said in str(error.value) and "out.pt" in str(error.value)
+
+
+def test_fields_that_no_version_has_are_asked_about(tmp_path):
+    """The same tensors under another activation, as forks have them, would else be read as a ReLU."""
+    path = saved(tmp_path, activation="sparsemax", topk_sae=False, topk_k=32)
+    with pytest.raises(DialectError, match=r"other_fields=...: what fields that PatchSAE .*\(activation=sparsemax\)"):
+        load_dictionary(path)
+    assert "activation=sparsemax" in load_dictionary(path, other_fields="ignored").metadata["notes"][0]
+
+
+def test_half_precision_is_told(tmp_path):
+    state = {name: value.half() for name, value in tensors().items()}
+    note = "float16, and PatchSAE computes in it"
+    assert note in load_dictionary(saved(tmp_path, state, dtype=torch.float16)).metadata["notes"][0]
+    assert load_dictionary(saved(tmp_path, state, dtype=torch.float32)).metadata["notes"] == []  # its module is float32
+
+
+def test_what_its_scripts_read_is_written(tmp_path):
+    """By its tasks/ and src/: the constructor, the forward pass in training and the hook."""
+    read = {"d_in", "d_sae", "l1_coefficient", "dtype", "gated_sae", "use_ghost_grads", "mse_cls_coefficient", "block_layer",
+            "module_name", "class_token", "model_name"}  # fmt: skip
+    DIALECTS.get("patchsae")().write(dictionary(), tmp_path)
+    assert read <= set(torch.load(tmp_path / "out.pt")["cfg"])
 
 
 def test_training_facts_are_kept_and_the_class_token_is_told():

@@ -20,6 +20,7 @@ from vlsae.interop.source import Source
 X = inputs(D, 100, seed=3)
 UNKNOWN = {"model": "unknown", "site": "unknown"}
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+V6 = {"sae_lens_version": "6.54.12"}
 
 
 def edited(folder: Path, case: str, tensors=None, drop=(), **config) -> Path:
@@ -60,17 +61,23 @@ def test_a_scale_that_no_file_tells_is_asked_for(tmp_path):
     assert torch.allclose(scaled.encode(X), plain.encode(2 * X), atol=1e-5)
     assert torch.allclose(scaled(X), plain(2 * X) / 2, atol=1e-5)
     assert "multiplied by 2" in scaled.metadata["notes"][0]
-    refused(folder, "scale is '-1.0'", "finite number", scale=-1.0)
+    refused(folder, "scale=-1.0 is no answer", "finite number, at least 1e-30", scale=-1.0)
     (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.5}')
     assert torch.allclose(load_dictionary(folder, **UNKNOWN).encode(X), plain.encode(X / 2), atol=1e-5)
     refused(folder, "scale=0.5", "you say 2.0", scale=2.0)
 
 
-@pytest.mark.parametrize("scaler", [{"scaling_factor": 3.0}, {"scaling_factor": None, "has_whitening": True}])
-def test_a_scaler_that_the_configuration_denies_is_a_contradiction(tmp_path, scaler):
-    folder = edited(tmp_path, "standard")
+@pytest.mark.parametrize("case, scaler, words", [
+    ("standard", {"scaling_factor": 3.0}, ("contradict", "normalize_activations='none'")),
+    ("standard", {"scaling_factor": None, "has_whitening": True}, ("contradict", "normalize_activations='none'")),
+    ("gated_whitened", {"scaling_factor": None, "has_whitening": False}, ("contradict", "'covariance_whitening'")),
+    ("standard", {"has_whitening": "no"}, ("has_whitening of activation_scaler.json is 'no'",)),
+    ("standard", {"scaling_factor": "3"}, ("scaling_factor of activation_scaler.json is '3'",)),
+])  # fmt: skip
+def test_a_scaler_that_the_configuration_denies_is_a_contradiction(tmp_path, case, scaler, words):
+    folder = edited(tmp_path, case)
     (folder / "activation_scaler.json").write_text(json.dumps(scaler))
-    refused(folder, "contradict", "normalize_activations='none'")
+    refused(folder, *words)
 
 
 def test_whitening_needs_its_file_whole(tmp_path):
@@ -108,8 +115,21 @@ def test_whitening_needs_its_file_whole(tmp_path):
     ("topk", {"k": 0}, ("k is '0'",)),
     ("topk", {"k": 10**30}, ("'k': 1000", "larger than the weights")),
     ("topk", {"k": float("nan")}, ("k is 'nan'",)),
-    ("matryoshka_batchtopk_training", {"matryoshka_widths": [8, 4, 24]}, ("prefixes", "must rise")),
+    ("topk", {"k": True}, ("k is 'True'",)),
+    ("topk", {"activation_fn_kwargs": {"k": 6}}, ("k is '5 and 6'", "the same in all places")),
+    ("batchtopk_training", {"k": 6.0}, ("k is '6.0 and 4.0'", "the same in all places")),
+    ("topk", {"activation_fn_kwargs": [5]}, ("activation_fn_kwargs is '[5]'", "by their names")),
+    ("old_topk", {"activation_fn_kwargs": {"k": 5, "postact_fn": "tanh"}}, ("postact_fn is 'tanh'", "rectified")),
+    ("old_topk", {"activation_fn": "relu"}, ("activation_fn is 'relu and topk'", "the same")),
+    ("old_topk", {"architecture": "topk", "activation_fn_str": "relu"}, ("'topk' with activation_fn='relu'",)),
+    ("standard", {"activation_fn": "topk", "k": 5}, ("'standard' with activation_fn='topk'", "before version 6")),
+    ("standard", {"metadata": [1]}, ("metadata is '[1]'", "by their names")),
+    ("standard", {"dtype": "int8"}, ("dtype is 'int8'", "float32")),
+    ("transcoder", {"d_out": 16}, ("d_out is '16'", "8, by the shape")),
+    ("matryoshka_batchtopk_training", {"matryoshka_widths": [8, 4, 24], "metadata": V6}, ("prefixes", "must rise")),
     ("matryoshka_batchtopk_training", {"matryoshka_widths": "all"}, ("matryoshka_widths is 'all'", "list")),
+    ("matryoshka_batchtopk_training", {"matryoshka_widths": [], "metadata": V6}, ("matryoshka_widths is 'None'",)),
+    ("matryoshka_batchtopk_training", {"matryoshka_widths": [8, 24]}, ("[8, 24] and [6, 14, 24]", "the same")),
     ("matching_pursuit", {"max_iterations": 25}, ("k=25",)),
     ("matching_pursuit", {"residual_threshold": -1}, ("residual_threshold",)),
     ("matching_pursuit", {"normalize_activations": "constant_norm_rescale"}, ("no pursuit over these atoms",)),
@@ -137,7 +157,11 @@ def test_tensors_are_held_to_the_architecture(tmp_path, case, tensors, words):
 def test_k_is_asked_for_where_it_is_missing(tmp_path):
     folder = edited(tmp_path, "topk", drop=("k",))
     refused(folder, "k=...")
+    for answer in (2.5, 25, "7", True):
+        refused(folder, f"k={answer!r} is no answer", "whole number, at least 1 and at most 24", k=answer)
     assert load_dictionary(folder, k=7, **UNKNOWN).k == 7
+    of_a_batch = edited(tmp_path / "batch", "batchtopk_training", drop=("k",), metadata=V6)
+    assert load_dictionary(of_a_batch, k=3.6, **UNKNOWN).k == 4
 
 
 def test_fine_tuned_factors_stretch_the_decoder_and_leave_codes(tmp_path):
@@ -167,7 +191,8 @@ def test_heads_side_by_side_are_noted(tmp_path):
 
 def test_what_batches_leave_behind_is_noted(tmp_path):
     """A k that is not whole plays no part in codes; a threshold of 0 is a dictionary before training."""
-    folder = edited(tmp_path, "batchtopk_training", {"topk_threshold": torch.zeros((), dtype=torch.float64)}, k=2.5)
+    zero = {"topk_threshold": torch.zeros((), dtype=torch.float64)}
+    folder = edited(tmp_path, "batchtopk_training", zero, k=2.5, metadata=V6)
     read = load_dictionary(folder, **UNKNOWN)
     assert read.k == 2 and [note.split()[0] for note in read.metadata["notes"]] == ["Trained", "Its"]
 
@@ -301,3 +326,14 @@ def test_gemma_scope_tells_no_model_and_its_shapes_must_fit(tmp_path):
         refused(folder, words)
     np.savez(folder / "params.npz", **{name.lower(): value for name, value in arrays.items()})
     assert load_dictionary(folder, **UNKNOWN).family == "jumprelu"  # the 9b files write w_enc
+
+
+def test_gemma_scope_is_five_arrays_whoever_says_it_is_more(tmp_path):
+    """A layer norm in a configuration, or a skip connection, would be lost."""
+    refused(
+        FIXTURES / "saelens" / "layer_norm",
+        "is a checkpoint of SAELens and would be read wrongly",
+        dialect="gemma_scope",
+    )
+    np.savez(tmp_path / "params.npz", W_skip=np.ones((D, D)))
+    refused(tmp_path, "holds W_skip; expected", dialect="gemma_scope")

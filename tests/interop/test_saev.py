@@ -1,5 +1,6 @@
 """saev: every fact that its files leave open is asked for, its traps are told apart, and what it writes is what it reads."""
 
+import io
 import json
 from pathlib import Path
 
@@ -60,9 +61,9 @@ def test_the_first_files_ask_for_what_training_did_to_the_data():
         with pytest.raises(DialectError, match="give 8 numbers, or 0 for none"):
             opened("no_schema", mean=wrong)
     for wrong in ("1", float("inf"), [1.0, 2.0]):
-        with pytest.raises(DialectError, match="is no number"):
+        with pytest.raises(DialectError, match="scale=.*expected a finite number"):
             opened("no_schema", scale=wrong)
-    with pytest.raises(DialectError, match="positive number, or 1"):
+    with pytest.raises(DialectError, match="scale=0 .*expected a finite number, at least 1e-30"):
         opened("no_schema", scale=0)
 
 
@@ -86,6 +87,12 @@ def test_the_configuration_beside_a_file_answers(tmp_path):
     assert sae.metadata["saev_run"]["lr"] == 1e-3
     with pytest.raises(DialectError, match="says mean=0"):
         load_dictionary(tmp_path, model="unknown", mean=torch.ones(D))
+    for zero in (0, [0.0] * D, torch.zeros(D)):  # the same again is no contradiction
+        assert load_dictionary(tmp_path, model="unknown", mean=zero, scale=1).transform.kind == "none"
+    for odd in (None, 0, [], "off"):
+        (tmp_path / "config.json").write_text(json.dumps({"data": config["data"] | {"scale_mean": odd}}))
+        with pytest.raises(DialectError, match="mean=...:"):
+            load_dictionary(tmp_path, model="unknown")
     config["data"] |= {"scale_norm": "norm.pt", "layer": "all"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(DialectError, match=r"(?s)site=.*'all'.*scale=") as error:
@@ -103,7 +110,7 @@ def test_schema_1_cannot_tell_whether_b_dec_is_taken_off():
     x = expected("schema1_topk")["x"]
     other, own = opened("schema1_topk", subtract_b_dec=True).encode(x), opened("schema1_topk").encode(x)
     assert (other - own).abs().max() > 0.5
-    with pytest.raises(DialectError, match="neither True nor False"):
+    with pytest.raises(DialectError, match="subtract_b_dec=.*expected True or False"):
         opened("schema1_topk", subtract_b_dec="no")
     for case, answer in (("schema5_relu", True), ("no_schema", False)):
         with pytest.raises(DialectError, match=f"says subtract_b_dec={not answer}"):
@@ -131,7 +138,7 @@ def test_topk_keeps_negative_values_unless_told_otherwise():
     assert exact.family == "unrectified_topk" and exact.signed and "no ReLU" in exact.metadata["notes"][0]
     assert rectified.family == "topk" and "are dropped" in rectified.metadata["notes"][0]
     assert torch.equal(rectified.encode(x), exact.encode(x).clamp_min(0))
-    with pytest.raises(DialectError, match="none of unrectified_topk, topk"):
+    with pytest.raises(DialectError, match="family=.*expected one of unrectified_topk, topk"):
         opened(case, family="abs_topk")
     few = "schema5_topk"  # with enough positive pre-activations the two are the same
     assert (expected(few)["codes"] >= 0).all()
@@ -148,7 +155,9 @@ def test_batch_topk_before_it_had_a_threshold():
     sae = load_dictionary(where, **WHO, family="batch_topk", threshold=0.7)
     z = sae.encode(expected("schema2_batch_topk")["x"])
     assert sae.family == "batch_topk" and 0.7 < z[z > 0].min() < 0.8
-    with pytest.raises(DialectError, match="family='gated' is none of"):
+    with pytest.raises(
+        DialectError, match="family='gated' is no answer.*expected one of batch_topk, unrectified_topk, topk"
+    ):
         load_dictionary(where, **WHO, family="gated")
 
 
@@ -254,3 +263,111 @@ def test_safetensors_are_never_taken_for_a_header(tmp_path):
     names = ("W_enc", "b_enc", "W_dec", "b_dec")
     save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "x.safetensors")
     assert not Saev().sniff(Source(tmp_path / "x.safetensors"))
+
+
+def repacked(case, folder, change):
+    """A copy of a case's file whose state dict went through `change`."""
+    line, weights = (FIXTURES / case / "sae.pt").read_bytes().split(b"\n", 1)
+    state = torch.load(io.BytesIO(weights))
+    data = io.BytesIO()
+    torch.save(change(state) or state, data)
+    (folder / "sae.pt").write_bytes(line + b"\n" + data.getvalue())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("case", "place"),
+    [("no_schema", ()), ("schema1_topk", ("cfg",)), ("schema5_relu", ()), ("schema5_relu", ("cfg",)),
+     ("schema5_relu", ("cfg", "activation")), ("schema5_topk", ("cfg", "activation", "params"))],
+)  # fmt: skip
+def test_a_field_that_no_version_has_is_asked(tmp_path, case, place):
+    """Wherever in the header: the codes of a version that has it may be others."""
+
+    def change(header):
+        part = header
+        for name in place:
+            part = part[name]
+        part["rectify"] = False
+
+    facts = json.loads((FIXTURES / case / "case.json").read_text())
+    edited(case, tmp_path, change)
+    with pytest.raises(DialectError, match=r"other_fields=...: what fields that saev .*\(rectify=False\)"):
+        load_dictionary(tmp_path, **WHO | facts["answers"])
+    sae = load_dictionary(tmp_path, **WHO | facts["answers"], other_fields="ignored")
+    assert torch.equal(sae.encode(expected(case)["x"]), opened(case).encode(expected(case)["x"]))
+    assert "rectify=False" in sae.metadata["notes"][-1]
+
+
+def test_k_in_two_places_is_asked(tmp_path):
+    """From schema 2 on k belongs to the activation; one beside it would be of a version that nobody knows."""
+    with pytest.raises(DialectError, match="other_fields=.*top_k=7"):
+        load_dictionary(edited("schema5_topk", tmp_path, lambda header: header["cfg"].update(top_k=7)), **WHO)
+    for case in ("schema5_relu", "schema1_subtracts"):  # and a ReLU has none
+
+        def change(header):
+            header["cfg"].get("activation", {"params": header["cfg"]})["params"].update(top_k=7)
+
+        with pytest.raises(DialectError, match="other_fields=.*top_k=7"):
+            load_dictionary(edited(case, tmp_path, change), **WHO, **(RAW if case.startswith("schema1") else {}),
+                            subtract_b_dec=case.startswith("schema1"))  # fmt: skip
+    with pytest.raises(DialectError, match="says k=5, you say 7"):
+        opened("schema5_topk", k=7)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, True, "5", [5], float("nan"), "9" * 10**5])
+def test_no_k_of_a_header_makes_the_message_long(tmp_path, k):
+    edited("schema5_topk", tmp_path, lambda header: header["cfg"]["activation"]["params"].update(top_k=k))
+    with pytest.raises(DialectError, match="top_k=.* is no count") as error:
+        load_dictionary(tmp_path, **WHO)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("case", ["schema5_relu", "schema5_topk"])
+@pytest.mark.parametrize("extra", [{"activation.threshold": torch.tensor(0.4)}, {"rescale": 2.0}])
+def test_a_threshold_of_an_activation_without_one_is_no_part_of_the_file(tmp_path, case, extra):
+    """saev's loader is strict; a threshold that is stored and not applied would be lost unseen."""
+    with pytest.raises(DialectError, match=f"also holds {next(iter(extra))}, whose part"):
+        load_dictionary(repacked(case, tmp_path, lambda state: dict(state) | extra), **WHO)
+
+
+def test_a_matryoshka_of_schema_2_has_the_codes_of_its_training_where_asked_for(tmp_path):
+    """`(x - b_dec) W_enc + b_enc`, which that class computed in training; its loader, of the plain class, leaves b_dec out."""
+    case = "schema2_batch_topk"
+    x, state = expected(case)["x"], Source(FIXTURES / case)
+    assert any("subtract_b_dec=True" in note for note in opened(case).metadata["notes"])
+    sae = opened(case, subtract_b_dec=True)
+    pre = (x - state.tensor("b_dec")) @ state.tensor("W_enc") + state.tensor("b_enc")
+    best = torch.zeros_like(pre).scatter(1, pre.topk(6).indices, 1.0)
+    assert (sae.encode(x) - pre * best).abs().max() <= 1e-6 * pre.abs().max()  # float32, summed in another order
+    assert not any("subtract_b_dec" in note for note in sae.metadata["notes"])
+    with pytest.raises(DialectError, match="says subtract_b_dec=False"):  # from schema 3 on, training is as the loader
+        opened("schema3_topk", subtract_b_dec=True)
+
+
+def test_half_precision_is_only_how_weights_are_stored(tmp_path):
+    """saev's loader copies into float32 and computes there, and so do we: nothing to note, the same weights."""
+    sae = load_dictionary(
+        repacked("schema5_batch_topk", tmp_path, lambda s: {k: v.half() for k, v in s.items()}), **WHO
+    )
+    assert not sae.metadata["notes"]
+    assert torch.equal(sae.W_dec, Source(FIXTURES / "schema5_batch_topk").tensor("W_dec").half().float())
+
+
+def test_numbers_may_come_as_the_tensors_that_saev_keeps(tmp_path):
+    """Both of its scaling files are tensors; a mean of other length or a scale of several numbers is refused."""
+    x = expected("no_schema")["x"]
+    sae = opened("no_schema", mean=torch.linspace(-1, 2, D), scale=torch.tensor(2.5))
+    assert torch.equal(sae.encode(x), opened("no_schema_scaled").encode(x))
+    for wrong in (torch.ones(3), torch.tensor(float("nan")), None):
+        with pytest.raises(DialectError, match=r"scale=.*(expected a finite number|\.\.\.:)"):
+            opened("no_schema", scale=wrong)
+
+
+@pytest.mark.parametrize(("data", "noted"), [({"patches": "cls"}, "'cls'"), ({"tokens": "special"}, "'special'"),
+                                             ({"patches": ["cls"] * 999}, "cls"), ({"patches": "patches"}, ""),
+                                             ({"tokens": "content"}, ""), ({}, "")])  # fmt: skip
+def test_a_run_on_other_tokens_than_patches_is_noted(tmp_path, data, noted):
+    edited("schema5_relu", tmp_path, lambda header: None)
+    (tmp_path / "config.json").write_text(json.dumps({"train_data": data}))
+    notes = load_dictionary(tmp_path, **WHO).metadata["notes"]
+    assert [noted in note and len(note) < 200 for note in notes] == [True] * bool(noted)

@@ -129,6 +129,9 @@ def test_tensors_beyond_the_four(tmp_path):
         save_file(weights | {extra: torch.zeros(D, D)}, tmp_path / "sae.safetensors")
         with pytest.raises(DialectError, match=message):
             load_dictionary(tmp_path, **WHO)
+    save_file({name: value for name, value in weights.items() if name != "W_dec"}, tmp_path / "sae.safetensors")
+    with pytest.raises(DialectError, match="misses W_dec and also holds nothing"):
+        load_dictionary(tmp_path, **WHO, dialect="sparsify")
     save_file(weights | {"b_dec": torch.zeros(3)}, tmp_path / "sae.safetensors")
     with pytest.raises(DialectError, match="do not fit"):
         load_dictionary(tmp_path, **WHO)

@@ -69,7 +69,7 @@ def test_only_its_own_checkpoints_are_taken(tmp_path):
         torch.save(content, tmp_path / "x.pth")
         source = Source(tmp_path / "x.pth")
         assert [name for name in DIALECTS if DIALECTS.get(name)().sniff(source)] == [dialect]
-    with pytest.raises(DialectError, match="no checkpoint of a Universal SAE.*say dialect='overcomplete'"):
+    with pytest.raises(DialectError, match="is a checkpoint of overcomplete .*say dialect='overcomplete'"):
         load_dictionary(tmp_path / "x.pth", dialect="usae")
     torch.save({**checkpoint(), "model_state_dict": [1]}, tmp_path / "x.pth")
     assert not DIALECTS.get("usae")().sniff(Source(tmp_path / "x.pth"))

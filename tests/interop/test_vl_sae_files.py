@@ -36,15 +36,31 @@ def test_everything_is_asked_at_once_with_what_the_name_suggests():
 def test_the_two_encoders_of_an_ablation_are_one_question_more():
     with pytest.raises(DialectError, match=r"modality=\.\.\.: which of its two encoders .* - image or text"):
         load_dictionary(FIXTURES / "sae_d_image")
-    with pytest.raises(DialectError, match=r"modality='audio' is unknown; say 'image' or 'text'"):
+    with pytest.raises(DialectError, match=r"modality='audio' is no answer.*expected one of image, text"):
         load_dictionary(FIXTURES / "sae_d_image", k=6, modality="audio", **UNKNOWN)
     assert load_dictionary(FIXTURES / "sae_d_text", k=6, modality="text", **UNKNOWN).metadata["modality"] == "text"
 
 
-@pytest.mark.parametrize("k", [0, 33, "6", 1.5, True])
-def test_an_impossible_k_is_refused(k):
-    with pytest.raises(DialectError, match="settings do not fit|k=.* is no number of latents"):
-        load_dictionary(FIXTURES / "vl_sae", k=k, **UNKNOWN)
+@pytest.mark.parametrize("case, more", [("vl_sae", {}), ("sae_v", {}), ("sae_d_text", {"modality": "text"})])
+@pytest.mark.parametrize("k", [0, 32, 10**30, "6", 1.5, True])
+def test_an_impossible_k_is_refused(case, more, k):
+    """Their classes look for the largest that is left out of 32, so that one must be."""
+    with pytest.raises(DialectError, match="k=.* is no answer.*a finite whole number, at least 1 and at most 31"):
+        load_dictionary(FIXTURES / case, k=k, **more, **UNKNOWN)
+
+
+@pytest.mark.parametrize("name, said, hinted", [
+    ("llava_5_4_best", True, "5"), ("openclip_ViT-B-32_VL_SAE_5_4_0.0123_final", True, "5"),
+    ("openclip_ViT-B-32_VL_SAE_6_4_best", False, "6"), ("a_5_8_best", False, None), ("a", False, None),
+])  # fmt: skip
+def test_a_k_that_is_not_the_one_of_the_name_is_told(tmp_path, name, said, hinted):
+    """The name's second number is the ratio, here 4; with another one it is no name of theirs."""
+    path = tmp_path / f"{name}.pth"
+    path.write_bytes((FIXTURES / "vl_sae" / "openclip_ViT-B-32_VL_SAE_6_4_best.pth").read_bytes())
+    with pytest.raises(DialectError, match=f"here perhaps {hinted}" if hinted else r"activates - a whole number"):
+        load_dictionary(path)
+    notes = load_dictionary(path, k=6, **UNKNOWN).metadata["notes"]
+    assert ("Its name says that topk was 5 in training; it is read with k=6, as was said." in notes) == said
 
 
 def test_texts_are_decoded_by_the_text_decoder():

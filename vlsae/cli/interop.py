@@ -26,6 +26,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     doctor.add_argument("--images", type=int, default=64, help="how many are drawn")
     doctor.add_argument("--batch-size", type=int, default=16, help="images a forward pass")
     doctor.add_argument("--device", default="cpu", help="of the model and the dictionary")
+    doctor.add_argument("--full", action="store_true", help="print all numbers, sites, other uses and checks")
     _opening(doctor)
 
     convert = add("convert", "Write a dictionary as another project reads it, and check that it is the same there.",
@@ -46,20 +47,24 @@ def _opening(command: argparse.ArgumentParser) -> None:
 
 def _doctor(options: argparse.Namespace) -> dict[str, Any]:
     from vlsae.backbones.load import load_model
-    from vlsae.interop.doctor import examine
-    from vlsae.interop.load import open_knowing
+    from vlsae.interop.doctor import check_request, examine
+    from vlsae.interop.load import open_knowing, usable_device
 
+    check_request(options.site, options.tokens, options.images)
+    device, images = usable_device(options.device), _inputs(options.data)
+    if len(images) < 2:
+        raise ValueError(f"{options.data} holds {len(images)} of them; give 2 or more (64 are usual).")
     answers = dict(named_value(text) for text in options.options)
     known = {"model": options.model, "site": options.site or "unknown"}
     dictionary, _ = open_knowing(options.path, answers, known, options.dialect)
     found = examine(
-        dictionary.to(options.device), load_model(options.model, options.device), _inputs(options.data), site=options.site,
-        tokens=options.tokens, n_images=options.images, seed=options.seed, batch_size=options.batch_size,
-        progress=not options.json,
+        dictionary.to(device), load_model(options.model, options.device), images, site=options.site, tokens=options.tokens,
+        n_images=options.images, seed=options.seed, batch_size=options.batch_size, progress=not options.json,
     )  # fmt: skip
     path = found.save(options.out)
     if not options.json:
-        print(found.summary() + "\n")
+        given = [f"--{name} {getattr(options, name)}" for name in ("tokens", "dialect") if getattr(options, name)]
+        print(found.summary(full=options.full, path=options.path, data=options.data, options=" ".join(given)) + "\n")
     return {"diagnosis": str(path), "exit_code": int(not found.fits), **(found.as_dict() if options.json else {})}
 
 

@@ -20,7 +20,7 @@ from vlsae.atomic import replacing
 from vlsae.dictionaries.base import DICTIONARIES, Dictionary
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.pickles import leaves
-from vlsae.stored import WeightFileError, shortened
+from vlsae.stored import ALIGNED, WeightFileError, all_finite, memory, shortened
 from vlsae.weight_files import read_content, read_json
 
 SCHEMA = 1
@@ -211,7 +211,7 @@ def assemble(
         d, n_latents: its size.
         settings: constructor arguments.
         transform: kind of its input transform.
-        weights: exactly the tensors of its `state_dict`, of one precision.
+        weights: exactly the tensors of its `state_dict`, of one precision; the dictionary may take them over.
 
     Raises:
         CheckpointError: for settings that the family refuses, tensors of other names, shapes or kinds, or values that are not
@@ -234,10 +234,12 @@ def assemble(
     if wrong:
         pairs = (f"{n[:100]} is {_kind(weights.get(n))}, expected {_kind(expected.get(n))}" for n in wrong[:6])
         raise CheckpointError(f"its tensors do not fit: {'; '.join(pairs)}.")
-    lost = sorted(name for name, value in weights.items() if not torch.isfinite(value).all())
+    lost = sorted(name for name, value in weights.items() if not all_finite(value))
     if lost:
         raise CheckpointError(f"{', '.join(lost)[:200]} holds NaN or infinite values; the run that wrote it failed.")
-    dictionary.load_state_dict({name: _laid_out(value, expected[name]) for name, value in weights.items()}, assign=True)
+    taken: set[int] = set()
+    ours = {name: _laid_out(value, expected[name], taken) for name, value in weights.items()}
+    dictionary.load_state_dict(ours, assign=True)
     dtypes = [w.dtype for w in weights.values() if w.is_floating_point()]
     return dictionary.to(dtypes[0]) if dtypes else dictionary
 
@@ -262,6 +264,19 @@ def _kind(tensor: Tensor | None) -> str:
     return f"{list(tensor.shape)} {'real' if tensor.is_floating_point() else tensor.dtype}"
 
 
-def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy in the order of memory that the family uses, on which the last bits of products depend."""
-    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype).copy_(tensor)
+def _laid_out(tensor: Tensor, like: Tensor, taken: set[int]) -> Tensor:
+    """The tensor in the order of memory that the family uses, on which the last bits of products depend.
+
+    It is copied unless it has that order and memory of its own, which nothing in `taken` begins at; then it is `taken`.
+    """
+    begin, alone = tensor.data_ptr(), tensor.untyped_storage().nbytes() == tensor.nbytes
+    if tensor.stride() == like.stride() and alone and begin % ALIGNED == 0 and begin not in taken:
+        taken.add(begin)
+        return tensor.detach()
+    room = torch.from_numpy(memory(tensor.nbytes)).view(tensor.dtype)
+    copy = room.as_strided(like.shape, like.stride())
+    order = sorted(
+        range(like.ndim), key=like.stride, reverse=True
+    )  # torch turns matrices fast into contiguous ones only
+    copy.permute(order).copy_(tensor.permute(order))
+    return copy

@@ -12,6 +12,7 @@ from torch import Tensor
 from vlsae import onednn
 
 CHUNK = 6 * 2**20  # pre-activations at a time: 25 MB, which stay in the cache until they are looked through
+ELSEWHERE = 2**27  # the same on other devices: 500 MB, where small blocks leave most of a GPU idle
 LEAST = 64  # tokens at a time: fewer would read all keys for little
 PROBE = 64  # tokens that say where BatchTopK begins to look
 BFLOAT = 2.0**-8  # relative rounding error of bfloat16, with room
@@ -99,7 +100,8 @@ class Products:
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows and their products `[b, n]` without bias, float32, or bfloat16 where rounded."""
-        step = max(LEAST, CHUNK // len(self.W))
+        most = CHUNK if self.x.device.type == "cpu" else ELSEWHERE
+        step = max(LEAST, most // len(self.W))
         keys = self.W if self.rounded is None else self.rounded
         one_dnn = keys.dtype == torch.float32 and keys.device.type == "cpu" and onednn.is_quick()
         out = None if one_dnn else keys.new_empty(min(step, len(self.x)), len(keys))
@@ -173,7 +175,10 @@ def largest(values: Tensor, wanted: int) -> Tensor:
     """Which of the values `[nnz]` are the `wanted` largest, bool; of equal ones the first."""
     if len(values) <= wanted:
         return torch.ones_like(values, dtype=torch.bool)
-    least = values.kthvalue(len(values) - wanted + 1).values
+    place = len(values) - wanted
+    least = (
+        values.kthvalue(place + 1).values if values.device.type == "cpu" else values.sort().values[place]
+    )  # far quicker there
     keep = values > least
     ties = (values == least).nonzero()[:, 0]
     keep[ties[: wanted - int(keep.sum())]] = True

@@ -77,6 +77,6 @@ class SpaDEDictionary(Dictionary):
         generator = torch.Generator().manual_seed(self.seed)
         rounds = math.ceil(self.n_latents / len(sample))
         drawn = torch.cat([torch.randperm(len(sample), generator=generator) for _ in range(rounds)])[: self.n_latents]
-        jitter = 1e-3 * sample.std() * torch.randn(self.n_latents, self.d, generator=generator)
-        self.W_dec.copy_(sample[drawn.to(sample.device)] + jitter.to(sample))
+        jitter = torch.randn(self.n_latents, self.d, generator=generator).to(sample)
+        self.W_dec.copy_(sample[drawn.to(sample.device)] + 1e-3 * sample.std() * jitter)
         self.W_enc.copy_(self.W_dec.T)

@@ -45,8 +45,8 @@ class InputTransform(nn.Module):
 
     @classmethod
     def fit(cls, sample: Tensor, kind: str) -> InputTransform:
-        """The transform of a kind for data like `sample [N, d]`."""
-        transform = cls(sample.shape[1], kind)
+        """The transform of a kind for data like `sample [N, d]`, on its device."""
+        transform = cls(sample.shape[1], kind).to(sample.device)
         if "centre" in kind or kind == "standardise":
             transform.mean.copy_(sample.mean(0))
         elif kind == "scalar":

@@ -26,15 +26,30 @@ class Dialect:
     Attributes:
         project: whose checkpoints these are, for people.
         classes: regular expressions of the classes whose objects its pickles hold; they are never imported.
+        also: names of dialects whose files can look like this one's, so that a user may say so.
     """
 
     name: str
     project: str
     classes: ClassVar[tuple[str, ...]] = ()
+    also: ClassVar[tuple[str, ...]] = ()
 
     def sniff(self, source: Source) -> bool:
         """Whether the file is of this dialect, from its names, shapes and configuration alone."""
         raise NotImplementedError
+
+    def require(self, source: Source) -> None:
+        """Refuse a file that has not what every file of this dialect has, however it is named.
+
+        Raises:
+            DialectError: where `sniff` says no.
+        """
+        if not self.sniff(source):
+            held = ", ".join(name[:60] for name in list(source.shapes)[:8]) or "none"
+            raise DialectError(
+                f"{source.weights} is no checkpoint of {self.project}; its tensors are {held}. Leave dialect=... out, or give "
+                "the right one."
+            )
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
         """The dictionary, float32 on the processor, with `metadata` ("model", "site" and what else the file says).

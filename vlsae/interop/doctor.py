@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,20 @@ from vlsae.backbones.site import Site
 from vlsae.dictionaries.base import Dictionary
 from vlsae.interop.examination import rules
 from vlsae.interop.examination.comparison import Comparison, compare_uses, findings_of
-from vlsae.interop.examination.diagnosis import SEVERITIES, Diagnosis, Finding, Row
+from vlsae.interop.examination.diagnosis import SEVERITIES, Diagnosis, Finding, Remedy, Row
 from vlsae.interop.examination.fit import Fit, fit, resample
-from vlsae.interop.examination.numbers import numbers_of
-from vlsae.interop.examination.place import find_place
-from vlsae.interop.examination.roles import POLICIES, best_ev, judged_roles, probe_places, token_places, where
+from vlsae.interop.examination.numbers import expected, numbers_of
+from vlsae.interop.examination.place import find_place, readable
+from vlsae.interop.examination.roles import (
+    POLICIES,
+    best_ev,
+    finding_of_roles,
+    judged_roles,
+    probe_places,
+    token_places,
+    wanted_roles,
+    where,
+)
 from vlsae.interop.examination.tokens import comparable_sites, read_tokens, sample_inputs, site_widths
 
 OTHER_TARGET = ("transcoder", "feed_forward", "crosscoder")  # families that do not reconstruct what they read
@@ -76,16 +86,32 @@ def examine(
     if dictionary.family in OTHER_TARGET:
         raise ValueError(f"A {dictionary.family!r} does not reconstruct what it reads, which is what the doctor looks at; use "
                          "vlsae.metrics.reconstruction.reconstruction(..., target=...).")  # fmt: skip
-    if n_images < 2 or tokens not in (None, *POLICIES):
-        raise ValueError(f"n_images={n_images} and tokens={tokens!r} were given; give 2 images or more (64 is usual), and "
-                         f"one of {', '.join(POLICIES)}.")  # fmt: skip
+    check_request(site, tokens, n_images)
     widths = site_widths(model)
     place, problem = find_place(dictionary, model, site, widths)
     if problem is not None:
         named = site or dictionary.metadata.get("site")
-        return Diagnosis(_subject(dictionary), model.spec, named, [problem], f"It does not fit: {problem.text}")
+        why = re.split("[:;] ", problem.text)[0]
+        verdict = f"It does not fit {model.spec}: {why[0].lower()}{why[1:]}."
+        return Diagnosis(_subject(dictionary), model.spec, named, [problem], verdict, **_provenance(dictionary))
     job = _Job(dictionary, model, sample_inputs(images, n_images, seed), seed, batch_size, progress)
     return job.run(place, comparable_sites(place, widths, dictionary.d), tokens or dictionary.metadata.get("tokens"))
+
+
+def check_request(site: str | None, tokens: str | None, n_images: int) -> None:
+    """What can be said of the arguments before anything is opened.
+
+    Raises:
+        ValueError: as `examine`.
+    """
+    if n_images < 2:
+        raise ValueError(
+            f"n_images={n_images} was given; give 2 or more (64 is usual), since intervals are over images."
+        )
+    if tokens not in (None, *POLICIES):
+        raise ValueError(f"tokens={tokens!r} is unknown; give one of {', '.join(POLICIES)}.")
+    if site is not None:
+        readable(site)
 
 
 @dataclass(frozen=True)
@@ -102,13 +128,14 @@ class _Job:
     def run(self, place: Site | None, others: Sequence[str], policy: Any) -> Diagnosis:
         """The diagnosis at a site, or at the best of the others where that is None."""
         kept, roles = token_places(self.model, place, policy)
-        probe = probe_places(roles, self.seed)
+        probe = probe_places(roles, len(self.inputs), self.seed)
         partly = {site: [kept[i] for i in probe] for site in others}
         findings: list[Finding] = []
         if place is None:
             seen = self.read(partly)
             probed = [roles[i] for i in probe]
-            own = max(self.bar(list(others), "sites"), key=lambda site: best_ev(self.dictionary, seen[site], probed))
+            wanted = wanted_roles(policy, roles)
+            own = max(self.bar(list(others), "sites"), key=lambda s: best_ev(self.dictionary, seen[s], probed, wanted))
             seen[own] = self.read({own: kept})[own]
             findings.append(Finding("warning", "site", f"Nothing says at which site it was trained; of {len(others)} it "
                                     f"explains most at {own}, which was examined. Give --site where you know it."))  # fmt: skip
@@ -117,7 +144,7 @@ class _Job:
             seen = self.read({**partly, own: kept})
         x = seen[own]
         fits = {role: fit(self.dictionary, x[:, where(roles, role)]) for role in dict.fromkeys(roles)}
-        judged, found = judged_roles(policy, fits)
+        judged = judged_roles(policy, fits)
         at = [i for i, role in enumerate(roles) if role in judged]
         whole = fits[judged[0]] if len(judged) == 1 else fit(self.dictionary, x[:, at])
         at_probe = [j for j, i in enumerate(probe) if roles[i] in judged]
@@ -125,7 +152,9 @@ class _Job:
         probes = {site: values[:, in_full if site == own else at_probe] for site, values in seen.items()}
         weights = resample(len(self.inputs), self.seed)
         compared = compare_uses(self.dictionary, probes, own, weights, self.seed, self.bar)
-        return _concluded(self.dictionary, self.model, x[:, at], whole, fits, compared, [*findings, found])
+        about, remedies = finding_of_roles(policy, judged, whole.ev, fits, own)
+        return _concluded(self.dictionary, self.model, x[:, at], whole, judged, fits, compared, [*findings, about],
+                          remedies)  # fmt: skip
 
     def read(self, places: dict[str, list[int]]) -> dict[str, Tensor]:
         return read_tokens(self.model, self.inputs, places, self.batch_size, self.progress)
@@ -135,14 +164,16 @@ class _Job:
 
 
 def _concluded(
-    dictionary: Dictionary, model: Backbone, x: Tensor, whole: Fit, fits: dict[str, Fit], compared: Comparison,
-    findings: list[Finding],
+    dictionary: Dictionary, model: Backbone, x: Tensor, whole: Fit, judged: Sequence[str], fits: dict[str, Fit],
+    compared: Comparison, findings: list[Finding], more: list[Remedy],
 ) -> Diagnosis:  # fmt: skip
     """All findings, the worst first, and the verdict."""
     numbers = numbers_of(dictionary, x, whole, compared)
-    others, remedies = findings_of(compared)
+    others, remedies = findings_of(compared, dictionary)
     if findings[0].about == "site":  # it was chosen as the best
         others = [finding for finding in others if finding.about != "site"]
+        remedies = [remedy for remedy in remedies if remedy.about != "site"]
+    remedies = sorted([*remedies, *more], key=lambda remedy: -remedy.ev)
     distance = numbers.get("origin_distance")
     all_of_them = [
         rules.of_variance(whole.ev, compared.shuffled.ev), *findings, *others, rules.of_model(dictionary, model),
@@ -154,8 +185,10 @@ def _concluded(
     found = sorted((f for f in all_of_them if f is not None), key=lambda f: -SEVERITIES.index(f.severity))
     sites, trials = compared.rows()
     tokens = [Row(role, seen.ev, seen.mean_l0, len(seen.l0)) for role, seen in fits.items()]
-    verdict = _verdict(model.spec, compared.own, whole, found, remedies)
-    return Diagnosis(_subject(dictionary), model.spec, compared.own, found, verdict, numbers, tokens, sites, trials)
+    return Diagnosis(
+        _subject(dictionary), model.spec, compared.own, found, _verdict(model.spec, compared.own, whole.ev, found, remedies),
+        numbers, tokens, sites, trials, judged, remedies, expected(dictionary), n_images=len(x), **_provenance(dictionary),
+    )  # fmt: skip
 
 
 def _subject(dictionary: Dictionary) -> str:
@@ -164,22 +197,28 @@ def _subject(dictionary: Dictionary) -> str:
     return f"{dictionary.family} dictionary of {dictionary.n_latents:,} latents over width {dictionary.d}{settings}{scaled}"
 
 
-def _verdict(
-    spec: str, site: str, whole: Fit, findings: Sequence[Finding], remedies: Sequence[tuple[float, str]]
-) -> str:
-    wrong = [finding for finding in findings if finding.severity == "wrong"]
+def _provenance(dictionary: Dictionary) -> dict[str, Any]:
+    """What opening a file of another project left: what was said, and what is good to know."""
+    opened, notes = (dictionary.metadata.get(name) for name in ("opened_from", "notes"))
+    return {"opened": opened if isinstance(opened, Mapping) else {}, "notes": notes if isinstance(notes, list) else []}
+
+
+def _verdict(spec: str, site: str, ev: float, findings: Sequence[Finding], remedies: Sequence[Remedy]) -> str:
+    """One sentence: it fits, fits but ..., or does not."""
+    place = f"{site} of {spec}"
+    wrong = list(dict.fromkeys(finding.about for finding in findings if finding.severity == "wrong"))
     if not wrong:
-        warned = sum(finding.severity == "warning" for finding in findings)
-        look = f" Look at {'the warning' if warned == 1 else f'the {warned} warnings'} above." if warned else ""
-        return (f"It fits {site} of {spec}: it explains {whole.ev:.1%} of the variance with {whole.mean_l0:.1f} active latents "
-                f"a token.{look}")  # fmt: skip
-    about = ", ".join(dict.fromkeys(finding.about for finding in wrong))
-    better, how = remedies[0] if remedies else (0.0, "")
-    if better >= rules.LEAST_EV:
-        advice = f"It fits best {how}, where it explains {better:.1%}."
-    else:
-        most = f"; the most is {better:.1%}, {how}" if remedies else ""
-        advice = (
-            f"No other site or input was found with which it explains {rules.LEAST_EV:.0%}{most}: is this its model?"
-        )
-    return f"It does not fit {site} of {spec} as it is (wrong: {about}; explained variance {whole.ev:.3f}). {advice}"
+        warned = list(dict.fromkeys(finding.about for finding in findings if finding.severity == "warning"))
+        if ev < rules.LEAST_EV:
+            return f"It fits {place}, but loses most of it: it explains {ev:.3f} of the variance."
+        if warned:
+            return f"It fits {place}, but with {'a warning' if len(warned) == 1 else 'warnings'} ({', '.join(warned)})."
+        return f"It fits {place}: it explains {ev:.3f} of the variance."
+    if ev >= rules.LEAST_EV and not {remedy.about for remedy in remedies} & set(wrong):
+        return f"It does not fit {place} as it is (wrong: {', '.join(wrong)}), though it explains {ev:.3f} of the variance."
+    if not remedies or remedies[0].ev < rules.LEAST_EV:
+        return f"It does not fit {place}, and nothing that was tried makes it fit."
+    best = remedies[0]
+    elsewhere = [f"at {best.site}"] * ("site" in best.about)
+    otherwise = {"site": [], "k": ["with another k"], "tokens": [best.how]}.get(best.about, ["with another input"])
+    return f"It does not fit {place}; {' '.join(elsewhere + otherwise)} it does."

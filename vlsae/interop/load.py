@@ -47,7 +47,7 @@ def load_dictionary(
         >>> load_dictionary(folder).k
         2
     """
-    place = _device(device)
+    place = usable_device(device)
     dictionary, _ = open_knowing(
         path, answers, {}, dialect, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
         local_files_only=local_files_only,
@@ -55,8 +55,12 @@ def load_dictionary(
     return dictionary.to(place)
 
 
-def _device(name: str) -> torch.device:
-    """A device that is there, looked at before anything is read."""
+def usable_device(name: str) -> torch.device:
+    """A device that is there, looked at before anything is read.
+
+    Raises:
+        DialectError: for one that is not.
+    """
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -88,11 +92,16 @@ def open_knowing(
 
 
 def _dialect(source: Source, name: str | None) -> Dialect:
-    if name is not None:
-        if name not in DIALECTS:
-            raise DialectError(f"dialect={name!r} is unknown; known are {', '.join(DIALECTS)}.")
-        return DIALECTS.get(name)()
+    if name is not None and name not in DIALECTS:
+        raise DialectError(f"dialect={name!r} is unknown; known are {', '.join(DIALECTS)}.")
     found = [reader for reader in (DIALECTS.get(known)() for known in DIALECTS) if reader.sniff(source)]
+    if name is not None:
+        if found and not any(name in (reader.name, *reader.also) for reader in found):
+            raise DialectError(
+                f"{source.path} is a checkpoint of {found[0].project} and would be read wrongly as dialect={name!r}; leave "
+                f"dialect out, or say dialect={found[0].name!r}."
+            )
+        return DIALECTS.get(name)()
     if len(found) == 1:
         return found[0]
     if found:

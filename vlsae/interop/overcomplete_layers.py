@@ -1,4 +1,4 @@
-"""What the layers of the library `overcomplete` compute, as plain matrices in double precision."""
+"""What the layers of the library `overcomplete` compute, as plain matrices, in double precision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vlsae.interop.modules import SavedModule
 
 NORMALIZATIONS = ("l2", "max_l2", "l1", "max_l1", "identity")
 EPSILON = 1e-8  # added to norms and sums there
+ROWS = 256  # that are in double precision at a time
 LOG_AT_MOST = 80.0  # float32 ends at exp(88)
 BATCH_NORM_EPSILON = 1e-5  # torch's default, which its encoders keep
 REFUSED = {  # parts of an encoder, and why no family of ours has them
@@ -23,12 +24,21 @@ REFUSED = {  # parts of an encoder, and why no family of ours has them
 }
 
 
-def normalised(weights: Tensor, how: str) -> Tensor:
-    """Rows of `weights [n, d]` after one of `NORMALIZATIONS`: each by its own norm, or all by the largest one."""
-    if how == "identity":
-        return weights
-    norms = weights.norm(p=1 if how.endswith("l1") else 2, dim=1, keepdim=True)
-    return weights / (norms.amax() if how.startswith("max") else norms + EPSILON)
+def normalised(weights: Tensor, how: str, scale: Tensor) -> Tensor:
+    """Rows of `weights [n, d]` after one of `NORMALIZATIONS`, each by its own norm or all by the largest one, times `scale`.
+
+    Computed in double precision, a few rows at a time, and rounded once.
+    """
+    parts, p = weights.split(ROWS), 1 if how.endswith("l1") else 2
+    norms = torch.ones(len(weights), 1, dtype=torch.float64)
+    if how != "identity":
+        for norm, rows in zip(norms.split(ROWS), parts, strict=True):
+            norm.copy_(rows.double().norm(p=p, dim=1, keepdim=True))
+        norms = norms.amax().expand_as(norms) if how.startswith("max") else norms + EPSILON
+    done = torch.empty_like(weights)
+    for into, rows, norm in zip(done.split(ROWS), parts, norms.split(ROWS), strict=True):
+        into.copy_(rows.double() / norm * scale)
+    return done
 
 
 def is_archetypal(module: SavedModule, layer: str) -> bool:
@@ -67,12 +77,11 @@ def log_scale(module: SavedModule, layer: str) -> Tensor:
 
 def atoms(module: SavedModule, layer: str, normalization: str | None, delta: float | None) -> Tensor:
     """The dictionary `[n, d]` that a dictionary layer decodes with."""
-    if is_archetypal(module, layer):
-        mixture, relaxation, points = archetypal(module, layer, delta)
-        rows = mixture @ points + relaxation
-    else:
-        rows = normalised(raw_weights(module, layer), normalization)
-    return rows * log_scale(module, layer).exp()
+    scale = log_scale(module, layer).exp()
+    if not is_archetypal(module, layer):
+        return normalised(raw_weights(module, layer), normalization, scale)
+    mixture, relaxation, points = archetypal(module, layer, delta)
+    return (mixture @ points + relaxation) * scale
 
 
 def raw_name(module: SavedModule, layer: str) -> str:
@@ -83,7 +92,7 @@ def raw_name(module: SavedModule, layer: str) -> str:
 def raw_weights(module: SavedModule, layer: str) -> Tensor:
     """The weights of a plain dictionary layer, `[n, d]`, as they stand in the file."""
     name = raw_name(module, layer)
-    weights = module.tensor(name).double()
+    weights = module.tensor(name).float()
     if weights.ndim != 2 or not weights.numel():
         raise DialectError(f"{module.source.weights}: {name} has shape {list(weights.shape)}; expected [n_latents, d].")
     return weights
@@ -102,8 +111,8 @@ def encoder(module: SavedModule, tied_to: Tensor | None) -> tuple[Tensor, Tensor
     left = {name for name in module.shapes if name.startswith("encoder.") and not name.startswith("encoder.tied_to.")}
     base = "encoder.final_block" if module.has("encoder.final_block.0.weight") else "encoder"
     linear = f"{base}.0" if module.has(f"{base}.0.weight") else "encoder"
-    W = tied_to if tied_to is not None else module.tensor(f"{linear}.weight").double()
-    b = module.tensor(f"{linear}.bias").double() if module.has(f"{linear}.bias") else W.new_zeros(W.shape[:1])
+    W = tied_to if tied_to is not None else module.tensor(f"{linear}.weight").float()
+    b = module.tensor(f"{linear}.bias").float() if module.has(f"{linear}.bias") else W.new_zeros(W.shape[:1])
     left -= {f"{linear}.weight", f"{linear}.bias"}
     if W.ndim != 2 or b.shape != W.shape[:1]:
         raise DialectError(
@@ -113,7 +122,7 @@ def encoder(module: SavedModule, tied_to: Tensor | None) -> tuple[Tensor, Tensor
     if module.has(f"{base}.1.running_mean"):
         gain, shift, mean, variance = (part.double() for part in batch_norm(module, f"{base}.1", len(W)))
         scale = gain / (variance + batch_norm_epsilon(module, f"{base}.1")).sqrt()
-        W, b = W * scale[:, None], (b - mean) * scale + shift
+        W, b = W.double() * scale[:, None], (b.double() - mean) * scale + shift
         left = {name for name in left if not name.startswith(f"{base}.1.")}
     if left:
         reasons = {REFUSED.get(name.split(".")[1], f"a part named {name.split('.')[1]!r}") for name in left}

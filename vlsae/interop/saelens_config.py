@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from vlsae.backbones.site import Site
 from vlsae.dictionaries.checkpoint import FACTS
 from vlsae.interop.dialect import DialectError
+from vlsae.interop.fields import describe
+from vlsae.interop.saelens_fields import ALL, SOME
 from vlsae.interop.source import Source
 
 LINEAR = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -23,6 +26,7 @@ TENSORS = {  # of the architectures that are read; a batch's k is a threshold af
     "transcoder": LINEAR,
     "jumprelu_transcoder": (*LINEAR, "threshold"),
 }
+BATCHES = ("batchtopk", "matryoshka_batchtopk")  # are saved as "jumprelu" after training
 REFUSED = {
     "skip_transcoder": "adds a linear map of the input to its output",
     "jumprelu_skip_transcoder": "adds a linear map of the input to its output",
@@ -32,10 +36,8 @@ NORMALISE = ("none", "expected_average_only_in", "constant_norm_rescale", "layer
 OLD_NAMES = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index",
              "activation_fn_str": "activation_fn"}  # fmt: skip
 OURS = {*FACTS, "model", "site", "notes", "opened_from"}  # names of our own in a dictionary's metadata
-USED = {"d_in", "d_sae", "d_out", "dtype", "device", "metadata", "architecture", "activation_fn", "activation_fn_kwargs", "k",
-        "apply_b_dec_to_input", "normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm",
-        "finetuning_scaling_factor", "residual_threshold", "max_iterations", "stop_on_duplicate_support",
-        "matryoshka_widths"}  # fmt: skip  # in the weights and settings now, where folding may have changed them
+USED = {"device"}.union(ALL, *SOME.values())  # in the weights and settings now, where folding may have changed them
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 LARGEST = 1e30  # of numbers in a configuration
 PREFIXES = ("open_clip:", "hf:")
 EMBEDDED = ("tiny", "tiny16")
@@ -49,19 +51,31 @@ class SaelensConfig:
 
     Attributes:
         architecture: "standard", "topk", ... as in `TENSORS`.
-        says: all fields by their names of version 6.
+        says: the fields of the top level, by their names of version 6; codes depend on no others.
+        facts: the same and those of `metadata`, which say where it is from.
 
     Raises:
-        DialectError: for an architecture or activation that no family computes.
+        DialectError: for an architecture or activation that no family computes, or that is told in two ways.
     """
 
     def __init__(self, source: Source):
         self.where = source.folder / "cfg.json"
-        inner = source.config.get("metadata")
-        everything = {**(inner if isinstance(inner, dict) else {}), **source.config}
-        self.says = {OLD_NAMES.get(name, name): value for name, value in everything.items()}
-        details = self.says.get("training_architecture_details")
+        self.says = {OLD_NAMES.get(name, name): value for name, value in source.config.items()}
+        activations = [source.config.get(name) for name in ("activation_fn", "activation_fn_str")]
+        self.says["activation_fn"] = self._agreed("activation_fn", activations)
+        inner = source.config.get("metadata") or {}
+        if not isinstance(inner, dict):
+            self.wrong("metadata", inner, "fields by their names")
+        version = self.says.get("sae_lens_version") or inner.get("sae_lens_version")
+        major = re.match(r"\d{1,4}", version) if isinstance(version, str) else None
+        self.modern = major is not None and int(major.group()) >= 6
+        self.facts = {**self.says, **inner} if self.modern else {**inner, **self.says}
+        details = self.facts.get("training_architecture_details")
         self.details = details if isinstance(details, dict) else {}
+        kwargs = self.says.get("activation_fn_kwargs") or {}
+        if not isinstance(kwargs, dict):
+            self.wrong("activation_fn_kwargs", kwargs, "fields by their names")
+        self.kwargs = kwargs
         self.architecture = self._architecture()
 
     def _architecture(self) -> str:
@@ -70,15 +84,26 @@ class SaelensConfig:
             raise DialectError(
                 f"{self.where} is a SAELens {named!r}, which {REFUSED[named]}; no family here does that."
             )
-        activation = self.text("activation_fn", "topk" if named == "topk" else "relu")
-        if named == "standard" and activation == "topk":
+        if self.kwargs.get("postact_fn") is not None:
+            self.wrong("postact_fn", self.kwargs["postact_fn"], "none, since what TopK keeps is rectified here")
+        own = "topk" if named in ("topk", "abstopk") else "relu"
+        activation = self.text("activation_fn", own)
+        if named == "standard" and activation == "topk" and not self.modern:
             return "topk"
-        if activation not in ("relu", "topk") or (activation == "topk") > (named in ("topk", "abstopk")):
+        if activation != own:
             raise DialectError(
-                f"{self.where} says architecture={named!r} with activation_fn={activation!r}; expected relu, or topk for the "
-                "standard and topk ones. No family computes another activation, and another one would give other codes."
+                f"{self.where} says architecture={named!r} with activation_fn={describe(activation)!r}; expected {own!r}, or "
+                "before version 6 'topk' for the standard one. No family computes another activation, and another one would "
+                "give other codes; correct the one that is wrong."
             )
         return named
+
+    def _agreed(self, name: str, told: Sequence[Any]) -> Any:
+        """What all places of the file say that say it; None where none does."""
+        found = [value for value in told if value is not None]
+        if any(value != found[0] for value in found[1:]):
+            self.wrong(name, " and ".join(describe(value, 30) for value in found), "the same in all places of the file")
+        return found[0] if found else None
 
     def text(self, name: str, default: str, choices: Sequence[str] = ()) -> str:
         """A word, one of `choices` where there are any; the default where the file has none."""
@@ -110,8 +135,8 @@ class SaelensConfig:
             self.wrong(name, value, "a whole number")
         return None if value is None else int(value)
 
-    def wrong(self, name: str, value: Any, expected: str) -> None:
-        raise DialectError(f"{self.where}: {name} is {str(value)[:80]!r}; expected {expected}.")
+    def wrong(self, name: str, value: Any, expected: str) -> NoReturn:
+        raise DialectError(f"{self.where}: {name} is {describe(value, 80)!r}; expected {expected}.")
 
     @property
     def normalise(self) -> str:
@@ -124,15 +149,15 @@ class SaelensConfig:
     @property
     def k(self) -> float | None:
         """Active latents a token; of a batch, not always whole, and in inference checkpoints among the details of training."""
-        kwargs = self.says.get("activation_fn_kwargs")
-        places = (self.says, kwargs if isinstance(kwargs, dict) else {}, self.details)
-        return self.number("k", next((place["k"] for place in places if place.get("k") is not None), None), least=1e-9)
+        of_a_batch = self.architecture in ("jumprelu", *BATCHES)
+        places = (self.says, self.kwargs, self.details if of_a_batch else {})
+        return self._agreed("k", [self.number("k", place.get("k"), least=1e-9) for place in places])
 
     @property
     def trained_as(self) -> str:
         """The architecture in training, where a checkpoint for inference has forgotten it but for a remark."""
-        trained = self.says.get("training_architecture")
-        batch = trained in ("batchtopk", "matryoshka_batchtopk") and self.architecture == "jumprelu"
+        trained = self.facts.get("training_architecture")
+        batch = trained in BATCHES and self.architecture == "jumprelu"
         if not batch or self.k is None:
             return self.architecture
         return trained if self.details.get("matryoshka_widths") else "batchtopk"
@@ -140,23 +165,24 @@ class SaelensConfig:
     @property
     def widths(self) -> list[int]:
         """Widths of Matryoshka levels, with the whole as the last, which SAELens adds too."""
-        value = self.says.get("matryoshka_widths") or self.details.get("matryoshka_widths")
-        if not isinstance(value, list) or not value or any(type(width) is not int for width in value):
-            self.wrong("matryoshka_widths", value, "a list of rising widths")
         whole = self.whole("d_sae", self.says.get("d_sae"))
-        return value if value[-1] == whole else [*value, whole]
+        told = [value for place in (self.says, self.details) if (value := place.get("matryoshka_widths"))]
+        for value in told or [None]:
+            if not isinstance(value, list) or any(type(width) is not int for width in value):
+                self.wrong("matryoshka_widths", value, "a list of rising widths")
+        return self._agreed("matryoshka_widths", [v if v[-1] == whole else [*v, whole] for v in told])
 
     @property
     def model(self) -> str | None:
         """The model by our name, where the file has one."""
-        name = self.says.get("model_name")
+        name = self.facts.get("model_name")
         known = isinstance(name, str) and (name in EMBEDDED or name.startswith(PREFIXES))
         return name if known else None
 
     @property
     def site(self) -> str | None:
         """The site, where the file has it by our name; a hook of a language model could be any model's."""
-        name = self.says.get("hook_name")
+        name = self.facts.get("hook_name")
         try:
             return str(Site.parse(name)) if isinstance(name, str) else None
         except ValueError:
@@ -165,10 +191,20 @@ class SaelensConfig:
     @property
     def reads_heads(self) -> bool:
         """Whether the input is the outputs of attention heads, side by side."""
-        hook = self.says.get("hook_name")
-        old = "sae_lens_version" not in self.says and isinstance(hook, str) and "hook_z" in hook
+        hook = self.facts.get("hook_name")
+        old = not self.modern and isinstance(hook, str) and "hook_z" in hook
         return self.text("reshape_activations", "hook_z" if old else "none", ("none", "hook_z")) == "hook_z"
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def dtype(self) -> str:
+        """What SAELens computes in."""
+        return self.text("dtype", "float32", (*DTYPES, *(f"torch.{name}" for name in DTYPES))).removeprefix("torch.")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All that codes may depend on: fields of the top level, and arguments of the activation."""
+        return {**self.says, **{f"activation_fn_kwargs.{name}": value for name, value in self.kwargs.items()}}
+
+    def rest(self) -> dict[str, Any]:
         """What else the file says, by its own names."""
-        return {name: value for name, value in self.says.items() if name not in OURS | USED}
+        return {name: value for name, value in self.facts.items() if name not in OURS | USED}

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vlsae.dictionaries.hub import WEIGHT_SUFFIXES
 from vlsae.interop.dialect import DIALECTS, DialectError
 from vlsae.pickles import PickleError, leaves
+from vlsae.stored import all_finite
 from vlsae.weight_files import Stored, WeightFileError, json_object, read_content, read_json
 
 WEIGHTS = ("sae_weights.safetensors", "sae.safetensors", "ae.pt", "sae.pt", "params.npz", "model.safetensors")
@@ -114,7 +114,7 @@ class Source:
         if not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
         single = tensor if tensor.is_complex() else tensor.float()
-        if single.is_complex() or not torch.isfinite(single).all():
+        if single.is_complex() or not all_finite(single):
             raise DialectError(
                 f"{self.weights}: {name} holds NaN, infinite or complex values; the run that wrote it failed."
             )

@@ -15,6 +15,9 @@ from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop.dialect import DialectError
 from vlsae.interop.source import Source
 
+LATENTS = 256  # that are in double precision at a time
+FULL = ("float32", "float64", "float", "double")  # torch's names
+
 
 def build(
     source: Source, family: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None,
@@ -50,8 +53,12 @@ def build(
 
 def half_note(source: Source, name: str, project: str) -> list[str]:
     """The note that weights in half precision leave; `name` is a tensor of the file."""
-    dtype = str(source.values[name].dtype).removeprefix("torch.")
-    if dtype in ("float32", "float64"):
+    return precision_note(str(source.values[name].dtype).removeprefix("torch."), project)
+
+
+def precision_note(dtype: str, project: str) -> list[str]:
+    """The same for a type of torch that is known by its name; none for other names."""
+    if dtype in FULL or not isinstance(getattr(torch, dtype, None), torch.dtype):
         return []
     return [f"Weights are stored in {dtype}, and {project} computes in it; here they are float32, so that codes differ by its "
             "rounding."]  # fmt: skip
@@ -82,7 +89,15 @@ def bias_of_raw_input(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
 
     `b_enc + b_dec W_enc`, in double precision.
     """
-    return (b_enc.double() + b_dec.double() @ W_enc.double()).float()
+    return (b_enc.double() + read_by(W_enc, b_dec)).float()
+
+
+def read_by(W_enc: Tensor, x: Tensor) -> Tensor:
+    """`x W_enc` in double precision, which a few latents at a time have rather than a copy of the matrix."""
+    x, read = x.double(), torch.empty(W_enc.shape[1], dtype=torch.float64)
+    for into, columns in zip(read.split(LATENTS), W_enc.split(LATENTS, dim=1), strict=True):
+        into.copy_(x @ columns.double())
+    return read
 
 
 def rescaled(tensors: Mapping[str, Tensor], scale: float | Tensor) -> dict[str, Tensor]:

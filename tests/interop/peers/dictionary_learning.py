@@ -90,6 +90,8 @@ def make(root: Path) -> None:
         done(folder, kind, module, answers=answers)
     _sae_for_vlm(root, done)
     _checkpoint(root, done)
+    for kind in ("GatedAutoEncoder", "BatchTopKSAE"):
+        _backup(root, kind, done)
     _with_bias_off_the_input(root, done)
 
 
@@ -112,6 +114,23 @@ def _checkpoint(root: Path, done) -> None:
     again = type(module).from_pretrained(str(folder / "checkpoints/ae_20.pt"))
     again.threshold.fill_(0.75)
     done(folder, "BatchTopKSAE", again, opens="checkpoints/ae_20.pt", answers={"threshold": 0.75})
+
+
+def _backup(root: Path, kind: str, done) -> None:
+    """What the library after 0.1.0 leaves of a run that was interrupted; `scale_biases` is what the run's end does."""
+    folder = fresh(root, f"backup_{kind}")
+    module, factor = model(kind), 2.5
+    optimizer = torch.optim.Adam(module.parameters())
+    module(inputs(D)).sum().backward()
+    optimizer.step()
+    facts = config(kind, module)
+    content = {"step": 40, "ae": module.state_dict(), "optimizer": optimizer.state_dict(), "config": facts["trainer"],
+               "norm_factor": factor}  # fmt: skip
+    torch.save(content, folder / "ae.pt")
+    (folder / "config.json").write_text(json.dumps(facts, indent=4))
+    with torch.no_grad():
+        module.scale_biases(factor)
+    done(folder, kind, module)
 
 
 def _with_bias_off_the_input(root: Path, done) -> None:

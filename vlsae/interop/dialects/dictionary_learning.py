@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,28 +15,16 @@ from torch import Tensor
 from vlsae.atomic import replacing
 from vlsae.backbones.site import Site
 from vlsae.dictionaries.base import Dictionary
-from vlsae.interop.answers import Answers, Fact, model, site
+from vlsae.interop.answers import Answers
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.dictionary_learning_config import BATCH, CLASSES, FLAG, TOPK, Run, our_site
+from vlsae.interop.fields import describe
 from vlsae.interop.source import Source
-from vlsae.interop.weights import bias_of_raw_input, build, codes_times
+from vlsae.interop.weights import LATENTS, bias_of_raw_input, build, codes_times
 
-LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
-PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-CLASSES = {  # our family, and their names of our tensors
-    "AutoEncoder": ("relu", LINEAR | {"b_dec": "bias"}),
-    "AutoEncoderNew": ("relu", LINEAR | {"b_dec": "decoder.bias"}),
-    "GatedAutoEncoder": ("gated", LINEAR | {"b_dec": "decoder_bias", "b_enc": "gate_bias", "b_mag": "mag_bias",
-                                            "r_mag": "r_mag"}),
-    "JumpReluAutoEncoder": ("jumprelu", PLAIN | {"threshold": "threshold"}),
-    "AutoEncoderTopK": ("topk", LINEAR | {"b_dec": "b_dec"}),
-    "BatchTopKSAE": ("batch_topk", LINEAR | {"b_dec": "b_dec"}),
-    "MatryoshkaBatchTopKSAE": ("nested_dictionary", PLAIN),
-}  # fmt: skip
 RAW = ("AutoEncoderNew", "JumpReluAutoEncoder")  # encoders that do not take b_dec off their input
-BATCH = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
-TOPK = ("AutoEncoderTopK", *BATCH)  # may store `k` and `threshold`; older versions did not
 OWN = {"bias", "decoder_bias", "k", "group_sizes"}  # names that nobody else gives to such tensors
-SPELLINGS = {"MatroyshkaBatchTopKSAE": "MatryoshkaBatchTopKSAE"}  # sae-for-vlm's
+SCALED_BACK = ("b_enc", "b_mag", "b_dec", "threshold")  # of a backup, by the norm factor
 
 
 @DIALECTS.register("dictionary_learning")
@@ -53,24 +40,31 @@ class DictionaryLearning(Dialect):
     def sniff(self, source: Source) -> bool:
         if source.weights.suffix != ".pt":
             return False
-        if isinstance(_trainer(source).get("dict_class"), str):
+        run = Run(source)
+        if isinstance(run.trainer.get("dict_class"), str):
             return True
-        return bool(_candidates(source)) and (_is_named_ae(source) or bool(OWN & set(source.values)))
+        return bool(run.candidates) and (run.named or bool(OWN & set(run.held)))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
-        trainer, candidates = _trainer(source), _candidates(source)
-        found = _dict_class(source, trainer, candidates)
-        kind = found or answers.given.get("dict_class")
-        if kind is not None and kind not in candidates:
+        run = Run(source)
+        kind = run.dict_class or answers.given.get("dict_class")
+        if kind is not None and kind not in run.candidates:
             raise DialectError(
-                f"{source.weights} is said to be of the class {str(kind)[:60]!r}, but its tensors, "
-                f"{', '.join(list(source.values)[:12])}, are those of {' or '.join(candidates) or 'none that we know'}."
+                f"{source.weights} is said to be of the class {describe(kind)!r}, but its tensors, {run.listed}, are those of "
+                f"{' or '.join(run.candidates) or 'none that we know'}."
             )
-        said = answers.settle(**_facts(source, trainer, found, candidates, kind))
-        dictionary = _read(source, kind, said)
-        _check_sizes(source, trainer, dictionary)
-        facts = {"dict_class": kind, "trainer": trainer, "buffer": _config(source).get("buffer")}
-        dictionary.metadata |= {"model": said.model, "site": said.site, **{k: v for k, v in facts.items() if v}}
+        said = answers.settle(**run.facts(kind))
+        dictionary = _read(run, kind, said)
+        sizes = {"activation_dim": dictionary.d, "dict_size": dictionary.n_latents}
+        run.check_sizes(sizes | ({"group_sizes": _groups(dictionary)} if kind == "MatryoshkaBatchTopKSAE" else {}))
+        facts = {"dict_class": kind, "trainer": run.trainer, "buffer": run.buffer}
+        notes = [*dictionary.metadata.get("notes", []), *run.notes(kind)]
+        dictionary.metadata = {
+            "model": said.model,
+            "site": said.site,
+            **{k: v for k, v in facts.items() if v},
+            "notes": notes,
+        }
         return dictionary
 
     def write(self, dictionary: Dictionary, folder: Path) -> None:
@@ -84,120 +78,32 @@ class DictionaryLearning(Dialect):
         trainer = {"dict_class": kind, "activation_dim": plain.d, "dict_size": plain.n_latents, **_place(dictionary)}
         if kind in TOPK:
             trainer["k"] = plain.k
+        buffer = dictionary.metadata.get("buffer")  # of a file that was opened, where its scripts look for the context
+        config = {"trainer": trainer} | ({"buffer": buffer} if isinstance(buffer, dict) else {})
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "ae.pt") as partial, open(partial, "wb") as file:
             torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
         with replacing(folder / "config.json") as partial:
-            partial.write_text(json.dumps({"trainer": trainer}, indent=4) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
 
-def _is_named_ae(source: Source) -> bool:
-    return re.fullmatch(r"ae(_\d+)?\.pt", source.weights.name) is not None
-
-
-def _config(source: Source) -> dict[str, Any]:
-    if source.folder.name == "checkpoints" and _is_named_ae(source):
-        return source.json("config.json") or source.json("../config.json")
-    return source.json("config.json")
-
-
-def _trainer(source: Source) -> dict[str, Any]:
-    trainer = _config(source).get("trainer")
-    return trainer if isinstance(trainer, dict) else {}
-
-
-def _candidates(source: Source) -> list[str]:
-    """The classes whose tensors these are."""
-    held, fitting = set(source.values), []
-    for kind, (_, names) in CLASSES.items():
-        needed = set(names.values()) | ({"group_sizes"} if kind == "MatryoshkaBatchTopKSAE" else set())
-        if needed <= held <= needed | ({"k", "threshold"} if kind in TOPK else set()):
-            fitting.append(kind)
-    return fitting
-
-
-def _dict_class(source: Source, trainer: dict[str, Any], candidates: list[str]) -> str | None:
-    """The class that the configuration names, else the only one whose tensors these are."""
-    named = trainer.get("dict_class")
-    if named is None and candidates:
-        return candidates[0] if len(candidates) == 1 else None
-    named = SPELLINGS.get(named, named) if isinstance(named, str) else named
-    if named not in list(CLASSES):
-        raise DialectError(
-            f"{source.weights} is of the class {str(named)[:60]!r}, with {', '.join(list(source.values)[:12]) or 'no'} "
-            f"tensors; expected one of {', '.join(CLASSES)}."
-        )
-    return named
-
-
-def _facts(
-    source: Source, trainer: dict[str, Any], found: str | None, candidates: list[str], kind: str | None
-) -> dict[str, Fact]:
-    folder = source.folder.resolve()
-    folder = folder.parent if folder.name == "checkpoints" else folder
-    says = f"folder {folder.name}"  # sae-for-vlm leaves both fields empty and names the folder after them
-    lm, module = trainer.get("lm_name"), trainer.get("submodule_name")
-    facts = {
-        "model": model(_our_model(lm), says=lm or says),
-        "site": site(_our_site(module), says=f"{module}, layer {trainer.get('layer')}" if module else says),
-        "dict_class": Fact(found, "its class", f"{' or '.join(candidates)} (the latter also needs its threshold=...)"),
-    }
-    if kind in (None, *TOPK):
-        facts["k"] = Fact(_k(source, trainer), "active latents a token", "a whole number")
-    if kind in (None, *BATCH):
-        facts["threshold"] = Fact(_threshold(source), "the threshold on codes, which the file does not have",
-                                  "a number of at least 0", needed=kind is not None)  # fmt: skip
-    if kind == "JumpReluAutoEncoder":
-        flag = trainer.get("apply_b_dec_to_input", False)  # no file says it, and its own loader leaves it off
-        facts["apply_b_dec_to_input"] = Fact(flag, "whether b_dec is taken off the input", "", user_wins=True)
-    return facts
-
-
-def _our_model(name: Any) -> str | None:
-    """A name that we wrote there; their own are names of language models."""
-    ours = isinstance(name, str) and (name in ("tiny", "tiny16") or name.startswith(("open_clip:", "hf:")))
-    return name if ours else None
-
-
-def _our_site(name: Any) -> str | None:
-    try:
-        return str(Site.parse(name)) if isinstance(name, str) else None
-    except ValueError:
-        return None
-
-
-def _k(source: Source, trainer: dict[str, Any]) -> int | None:
-    said = [source.number("k")] if "k" in source.values else []
-    said += [trainer["k"]] if trainer.get("k") is not None else []
-    if any(isinstance(k, bool) or not isinstance(k, (int, float)) or k != said[0] or k % 1 for k in said):
-        raise DialectError(f"{source.weights} and its config.json say k={said}; expected one whole number.")
-    return int(said[0]) if said else None
-
-
-def _threshold(source: Source) -> float | None:
-    """The stored threshold, where training ever set it; until then it is -1."""
-    value = source.number("threshold") if "threshold" in source.values else -1
-    return float(value) if value >= 0 else None
-
-
-def _read(source: Source, kind: str, said: SimpleNamespace) -> Dictionary:
+def _read(run: Run, kind: str, said: SimpleNamespace) -> Dictionary:
     family, names = CLASSES[kind]
-    tensors = {ours: source.tensor(theirs) for ours, theirs in names.items()}
+    tensors = {ours: run.tensor(theirs) for ours, theirs in names.items()}
+    tensors |= {name: tensors[name] * run.scale for name in SCALED_BACK if name in tensors}
     settings = {"k": said.k} if kind in TOPK else {}
     if "encoder.weight" in names.values():
-        tensors |= _turned(source, tensors)
+        tensors |= _turned(run.source, tensors)
     if kind in BATCH:
-        tensors["threshold"] = torch.full_like(tensors["b_enc"], _given_threshold(source, said.threshold))
+        tensors["threshold"] = torch.full_like(tensors["b_enc"], said.threshold)
     if kind == "MatryoshkaBatchTopKSAE":
-        settings["prefixes"] = _prefixes(source)
-    dictionary = build(source, family, tensors, settings)
-    if kind in RAW and not getattr(said, "apply_b_dec_to_input", False):
+        settings["prefixes"] = _prefixes(run)
+    dictionary = build(run.source, family, tensors, settings)
+    if kind in RAW and not getattr(said, FLAG, False):
         weights = (dictionary.W_enc.data, dictionary.b_enc.data, dictionary.b_dec.data)
         dictionary.b_enc.data = bias_of_raw_input(*weights)
     if kind == "AutoEncoder" and not _has_unit_atoms(dictionary):
-        _normalise(dictionary)
-    if kind == "AutoEncoderTopK" and _threshold(source) is not None:
-        dictionary.metadata["notes"] = [f"Codes are the k largest; the threshold {_threshold(source)} plays no part."]
+        _normalise(run.source, dictionary)
     return dictionary
 
 
@@ -212,16 +118,12 @@ def _turned(source: Source, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"W_enc": W_enc.T, "W_dec": W_dec.T}
 
 
-def _given_threshold(source: Source, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e38:  # float32 has no more
-        raise DialectError(f"threshold={value!r} of {source.weights} must be a number of at least 0.")
-    return float(value)
-
-
-def _prefixes(source: Source) -> list[int]:
-    sizes = source.tensor("group_sizes")
+def _prefixes(run: Run) -> list[int]:
+    sizes = run.tensor("group_sizes")
     if sizes.is_floating_point() or sizes.ndim != 1 or len(sizes) == 0 or int(sizes.min()) < 1:
-        raise DialectError(f"{source.weights}: group_sizes={str(sizes.tolist())[:80]} must be whole numbers from 1.")
+        raise DialectError(
+            f"{run.source.weights}: group_sizes={describe(sizes.tolist())} must be whole numbers from 1."
+        )
     return list(accumulate(sizes.tolist()))
 
 
@@ -231,24 +133,21 @@ def _has_unit_atoms(dictionary: Dictionary) -> bool:
     return torch.allclose(norms, torch.ones_like(norms))
 
 
-def _normalise(dictionary: Dictionary) -> None:
+def _normalise(source: Source, dictionary: Dictionary) -> None:
     """Unit atoms and codes of their length, which is what `AutoEncoder` is after the library's loader."""
-    weights = {name: getattr(dictionary, name).data.double() for name in ("W_enc", "b_enc", "W_dec")}
-    norms = weights["W_dec"].norm(dim=1)
-    if not bool((norms > 0).all()):
-        raise DialectError("An atom is zero: the library, which gives atoms unit norm, cannot open it either.")
-    for name, value in codes_times(weights, norms).items():
-        getattr(dictionary, name).data.copy_(value)
+    W_enc, b_enc, W_dec = (getattr(dictionary, name).data for name in ("W_enc", "b_enc", "W_dec"))
+    for begin in range(0, dictionary.n_latents, LATENTS):
+        own = slice(begin, begin + LATENTS)
+        part = {"W_enc": W_enc[:, own], "b_enc": b_enc[own], "W_dec": W_dec[own]}
+        wide = {name: value.double() for name, value in part.items()}
+        norms = wide["W_dec"].norm(dim=1)
+        if not bool((norms > 0).all()):
+            raise DialectError(
+                f"{source.weights}: an atom of decoder.weight is zero; the library, which gives unit norm, cannot open it."
+            )
+        for name, value in codes_times(wide, norms).items():
+            part[name].copy_(value)
     dictionary.metadata["notes"] = ["Atoms have unit norm and codes their length, as after the library's loader."]
-
-
-def _check_sizes(source: Source, trainer: dict[str, Any], dictionary: Dictionary) -> None:
-    sizes = {"activation_dim": dictionary.d, "dict_size": dictionary.n_latents}
-    if dictionary.family == "nested_dictionary":
-        sizes["group_sizes"] = _groups(dictionary)
-    for name, size in sizes.items():
-        if trainer.get(name) not in (None, size):
-            raise DialectError(f"{source.weights} has {name}={size}, its config.json says {str(trainer[name])[:80]}.")
 
 
 def _groups(dictionary: Dictionary) -> list[int]:
@@ -291,6 +190,6 @@ def _their_tensors(kind: str, dictionary: Dictionary) -> dict[str, Tensor]:
 def _place(dictionary: Dictionary) -> dict[str, Any]:
     """Model and site in the library's fields, by our names; empty where they are unknown."""
     place = dictionary.metadata.get("site")
-    named = _our_site(place)
+    named = our_site(place)
     layer = Site.parse(named).block if named else None
     return {"lm_name": dictionary.metadata.get("model") or "", "submodule_name": place or "", "layer": layer}

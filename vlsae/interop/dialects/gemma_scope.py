@@ -13,6 +13,7 @@ from vlsae.dictionaries.base import Dictionary
 from vlsae.interop import answers as ask
 from vlsae.interop.answers import Answers
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.fields import describe
 from vlsae.interop.source import Source
 from vlsae.interop.weights import bias_of_raw_input, build, raw_inputs
 
@@ -36,6 +37,11 @@ class GemmaScope(Dialect):
         return source.weights.suffix == ".npz" and sorted(map(str.lower, names)) == sorted(NAMES)
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
+        if not self.sniff(source):
+            raise DialectError(
+                f"{source.weights} holds {describe(', '.join(source.shapes) or 'no array', 200)}; expected an .npz of "
+                f"{', '.join(NAMES.values())} and nothing else, which is all that Gemma Scope computes with."
+            )
         tensors = {NAMES[name.lower()]: source.tensor(name) for name in source.shapes}
         if tensors["W_dec"].ndim != 2 or tensors["W_enc"].shape != tensors["W_dec"].T.shape:
             raise DialectError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from vlsae.atomic import replacing
 from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.nested_sparsity import doubling
 from vlsae.dictionaries.transform import InputTransform
-from vlsae.interop.answers import Answers, Fact, model, site
+from vlsae.interop.answers import Answers, Fact, model, number, one_of, site, truth
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.fields import describe, ignored_note, other_fields
 from vlsae.interop.source import Source
 from vlsae.interop.weights import build
 
@@ -24,9 +26,23 @@ NAME = re.compile(
 )
 FAMILIES = {"ReLU": "relu", "TopKReLU": "topk", "BatchTopKReLU": "batch_topk", "BatchTopK": "batch_topk",
             "JumpReLU": "jumprelu"}  # fmt: skip
+ANSWERS = ("relu", "topk", "batch_topk", "jumprelu", "nested_sparsity")
+TENSORS = {"encoder", "decoder", "pre_bias", "latent_bias", "latents_activation_frequency", "activation.log_threshold",
+           "dead_activations.log_threshold"}  # fmt: skip
+KNOWN = ("mean_center", "scaling_factor", "target_norm")
+LARGEST = torch.finfo(torch.float32).max
 CHOICES = "relu, topk (with k=), batch_topk (with k= and threshold=), jumprelu or nested_sparsity (MSAE itself)"
 PLAIN_TOPK = (
     "MSAE's class `SAE` decodes all positive codes of it unless topk is given; here it is the k largest, as trained."
+)
+PLAIN_BATCH = (
+    "MSAE's class `SAE` gives all pre-activations of a BatchTopK without ReLU, negative ones too, unless topk is given; here "
+    "codes are those above the threshold."
+)
+VERSION_1 = (
+    "checkpoint_version=1.0, with other forward passes beside MSAE's. Where its model_class is Autoencoder or "
+    "MatryoshkaAutoencoder, bring it into the older one, which asks for what its model_config says: "
+    'torch.save({"model": old["model_state_dict"], **old["preprocessing"]}, "best.pth")'
 )
 
 
@@ -41,23 +57,27 @@ class MSAE(Dialect):
     def sniff(self, source: Source) -> bool:
         content = source.content
         scaled = isinstance(content, dict) and {"mean_center", "scaling_factor"} <= set(content)
-        return scaled and source.has("model.encoder", "model.pre_bias", "model.latent_bias")
+        return (scaled and source.has("model.encoder", "model.pre_bias", "model.latent_bias")) or _of_version_1(source)
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
+        if _of_version_1(source):
+            raise DialectError(f"{source.weights} is of a newer format, {VERSION_1}.")
+        self.require(source)
         named = _named(source)
         tensors = _tensors(source, named)
         d, n = tensors["W_enc"].shape
-        told = answers.settle(**_facts(source, named, answers, d))
-        _plain(source, told.normalize, told.soft_cap)
+        told = answers.settle(**_facts(source, named, answers, d, n))
+        _check_plain(source, told.normalize, told.soft_cap)
         settings = {}
         if told.family in ("topk", "batch_topk"):
             settings["k"] = told.k
         if told.family == "batch_topk":
-            tensors["threshold"] = _threshold(source, told.threshold, n)
+            tensors["threshold"] = torch.full((n,), told.threshold)
         if told.family == "nested_sparsity":
             settings["ks"] = told.ks or doubling(n, int(named.get("number", 0)) or 64)
         dictionary = build(source, told.family, tensors, settings, _transform(source, d))
-        notes = [PLAIN_TOPK] if told.family == "topk" else []
+        notes = ignored_note(_beside(source), KNOWN) + ([PLAIN_TOPK] if told.family == "topk" else [])
+        notes += [PLAIN_BATCH] if named.get("activation") == "BatchTopK" else []
         if told.family == "nested_sparsity" and not told.ks:
             notes.append(
                 f"The file does not say its levels; ks={dictionary.ks} is what MSAE's training makes by default."
@@ -76,19 +96,34 @@ class MSAE(Dialect):
         whole = transform.kind != "none"
         ours = {"pre_bias": "b_dec", "encoder": "W_enc", "latent_bias": "b_enc", "decoder": "W_dec"}
         weights = {name: state[other].detach().cpu().float().contiguous() for name, other in ours.items()}
+        norm = dictionary.metadata.get("target_norm")
         weights["latents_activation_frequency"] = torch.zeros(dictionary.n_latents, dtype=torch.int64)
         content = {
             "model": weights,
             "mean_center": transform.mean.cpu().float() if whole else torch.zeros(dictionary.d),
             "scaling_factor": float(transform.scale[0]) if whole else 1.0,
-            "target_norm": dictionary.metadata.get("target_norm", dictionary.d**0.5),
+            "target_norm": norm if isinstance(norm, (int, float)) else dictionary.d**0.5,
         }
-        dataset = str(dictionary.metadata.get("dataset"))
-        dataset = dataset if re.fullmatch(r"[\w~-]+", dataset) else "vlsae"
+        dataset = str(dictionary.metadata.get("dataset", ""))
+        dataset = dataset if re.fullmatch(r"[\w~-]{1,100}", dataset) else "vlsae"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{dictionary.n_latents}_{dictionary.d}_{activation}_False_False_0.0_{dataset}.pth"
         with replacing(path) as partial:
             torch.save(content, partial)
+
+
+def _of_version_1(source: Source) -> bool:
+    content = source.content
+    return (
+        isinstance(content, dict)
+        and {"model_config", "preprocessing"} <= set(content)
+        and source.has("model_state_dict.encoder", "model_state_dict.pre_bias")
+    )
+
+
+def _beside(source: Source) -> dict[Any, Any]:
+    """What the file says beside its weights."""
+    return {name: value for name, value in source.content.items() if name != "model"}
 
 
 def _named(source: Source) -> dict[str, str]:
@@ -101,10 +136,18 @@ def _named(source: Source) -> dict[str, str]:
             f"{source.weights}: the name says {named['n']} latents of width {named['d']}, and the encoder is {shape}; give the "
             "file its own name again, or one without these parts and answer the questions then."
         )
+    if named.get("activation") == "JumpReLU" and named.get("number", named["n"]) != named["n"]:
+        raise DialectError(f"{source.weights}: the name says {named['number']} thresholds for {named['n']} latents.")
     return named
 
 
 def _tensors(source: Source, named: dict[str, str]) -> dict[str, Tensor]:
+    other = {name for name in source.shapes if name.startswith("model.")} - {f"model.{name}" for name in TENSORS}
+    if other:
+        raise DialectError(
+            f"{source.weights} also holds {describe(', '.join(sorted(other)), 200)}, whose part in the codes is unknown; "
+            f"expected {', '.join(sorted(TENSORS))} alone."
+        )
     W_enc = source.tensor("model.encoder")
     tied = not source.has("model.decoder")
     if named and (named["tied"] == "True") != tied:
@@ -124,30 +167,47 @@ def _tensors(source: Source, named: dict[str, str]) -> dict[str, Tensor]:
     return tensors
 
 
-def _facts(source: Source, named: dict[str, str], answers: Answers, d: int) -> dict[str, Fact]:
+def _facts(source: Source, named: dict[str, str], answers: Answers, d: int, n: int) -> dict[str, Fact]:
     family = _family(source, named)
     asked = family or answers.given.get("family")
-    number = int(named["number"]) if "number" in named else None
-    facts = {"family": Fact(family, "what its activation is, which only its first name says", CHOICES)}
+    k = int(named["number"]) if "number" in named else None
+    facts = {"family": Fact(family, "what its activation is, which only its first name says", CHOICES,
+                            check=one_of(*ANSWERS))}  # fmt: skip
     if asked in ("topk", "batch_topk"):
-        facts["k"] = Fact(number if family else None, "how many latents a vector activates", "a whole number")
+        facts["k"] = Fact(k, "how many latents a vector activates", "a whole number", check=number(1, n, whole=True))
     if asked == "batch_topk":
         facts["threshold"] = Fact(
             None, "above which value a code counts, since MSAE chooses over a batch, which one vector has not",
-            "a number: 0 is MSAE's own `full` codes, or the smallest kept on data of yours",
+            "a number: 0 is MSAE's own `full` codes where it has a ReLU, or the smallest kept on data of yours",
+            check=number(0, LARGEST),
         )  # fmt: skip
     if asked == "nested_sparsity":
-        facts["ks"] = Fact(None, "its levels", "rising whole numbers", needed=False)
+        facts["ks"] = Fact(None, "its levels", "rising whole numbers", needed=False, check=_levels(n))
     normalize = named["normalize"] == "True" if named else None
     soft_cap = float(named["soft_cap"]) if named else None
     return facts | {
-        "normalize": Fact(normalize, "whether vectors are standardised one by one", "False, or True, which is refused"),
+        "normalize": Fact(
+            normalize, "whether vectors are standardised one by one", "False, or True, which is refused", check=truth
+        ),
         "soft_cap": Fact(
-            soft_cap, "the bound that tanh keeps codes below", "0 where there is none; others are refused"
+            soft_cap,
+            "the bound that tanh keeps codes below",
+            "0 where there is none; others are refused",
+            check=number(0),
         ),
         "model": model(None, named.get("dataset")),
         "site": site(None, named.get("dataset"), d),
+        **other_fields(_beside(source), KNOWN, "MSAE"),
     }
+
+
+def _levels(n: int) -> Callable[[Any], list[int]]:
+    def check(value: Any) -> list[int]:
+        if not isinstance(value, list | tuple):
+            raise ValueError("expected a list of whole numbers")
+        return [number(1, n, whole=True)(level) for level in value]
+
+    return check
 
 
 def _family(source: Source, named: dict[str, str]) -> str | None:
@@ -165,18 +225,12 @@ def _family(source: Source, named: dict[str, str]) -> str | None:
     return "nested_sparsity" if "levels" in named else family
 
 
-def _plain(source: Source, normalize: Any, soft_cap: Any) -> None:
-    if normalize is not False or isinstance(soft_cap, bool) or soft_cap != 0:
+def _check_plain(source: Source, normalize: bool, soft_cap: float) -> None:
+    if normalize or soft_cap:
         raise DialectError(
             f"{source.weights}: normalize={normalize} and soft_cap={soft_cap}; only normalize=False with soft_cap=0 can be "
             "read, since no family standardises vectors behind a scaling or bounds its codes by tanh."
         )
-
-
-def _threshold(source: Source, threshold: Any, n: int) -> Tensor:
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
-        raise DialectError(f"{source.weights}: threshold={threshold!r} is no threshold; give a number of at least 0.")
-    return torch.full((n,), float(threshold))
 
 
 def _transform(source: Source, d: int) -> InputTransform:
@@ -184,7 +238,7 @@ def _transform(source: Source, d: int) -> InputTransform:
     scale = _number(source, "scaling_factor")
     stored = source.has("mean_center")
     mean = source.tensor("mean_center") if stored else torch.tensor(_number(source, "mean_center"))
-    if mean.shape not in ((), (d,)) or not scale > 0:
+    if mean.shape not in ((), (1,), (d,)) or not scale > 0:
         raise DialectError(
             f"{source.weights}: mean_center has shape {tuple(mean.shape)} and scaling_factor is {scale}; expected ({d},), or "
             "one number, and a positive number."
@@ -197,7 +251,7 @@ def _transform(source: Source, d: int) -> InputTransform:
 
 def _number(source: Source, name: str) -> float:
     value = source.number(name)
-    if not abs(value) < torch.finfo(torch.float32).max:  # a pickle's whole numbers have no bound
+    if not abs(value) < LARGEST:  # a pickle's whole numbers have no bound
         raise DialectError(f"{source.weights}: {name} is too large for a number of single precision.")
     return float(value)
 
@@ -220,12 +274,14 @@ def _activation(dictionary: Dictionary) -> str:
     """The part of the name from which MSAE's loader makes the activation."""
     family = dictionary.family
     if family == "relu":
-        weight = dictionary.metadata.get("sparse_weight", 0.0)
-        return f"ReLU_{str(weight).partition('.')[2] or 0}"
+        weight = dictionary.metadata.get("sparse_weight")
+        decimals = f"{weight:.15f}".rstrip("0").partition(".")[2] if isinstance(weight, float) else ""
+        return f"ReLU_{decimals or 0}"
     if family == "topk":
         return f"TopKReLU_{dictionary.k}"
     if family == "nested_sparsity" and not dictionary.cut:
-        return f"TopKReLU_{dictionary.ks[0]}_{dictionary.metadata.get('level_weights', 'UW')}"
+        levels = "RW" if dictionary.metadata.get("level_weights") == "RW" else "UW"
+        return f"TopKReLU_{dictionary.ks[0]}_{levels}"
     why = {
         "batch_topk": "chooses over a batch and stores no threshold",
         "jumprelu": "has a JumpReLU that its own loader cannot open",

@@ -14,8 +14,9 @@ from vlsae.backbones.site import Site
 from vlsae.dictionaries.base import Dictionary
 from vlsae.interop.answers import Answers, model, site
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.fields import describe, ignored_note, other_fields
 from vlsae.interop.source import Source
-from vlsae.interop.weights import build
+from vlsae.interop.weights import build, precision_note
 from vlsae.pickles import Global, Inert
 
 TENSORS = {"W_enc", "b_enc", "W_dec", "b_dec"}
@@ -26,6 +27,18 @@ KEPT = ("model_name", "module_name", "block_layer", "class_token", "dataset_path
         "expansion_factor", "l1_coefficient", "lr", "lr_scheduler_name", "lr_warm_up_steps", "batch_size",
         "total_training_tokens", "use_ghost_grads", "mse_cls_coefficient", "b_dec_init_method", "seed", "dtype",
         "custom_clip_ckpt_path")  # fmt: skip
+KNOWN = {*KEPT, "d_in", "d_sae", "gated_sae", "sae_type",
+         # of its versions and HugoFry's, and no part of a forward pass
+         "cached_activations_path", "checkpoint_path", "create_dataloader", "dead_feature_estimation_method",
+         "dead_feature_threshold", "dead_feature_window", "debug_numerics", "device", "feature_reinit_scale",
+         "feature_sampling_method", "feature_sampling_window", "from_pretrained_path", "ghost_grad_exp_clamp_max", "image_key",
+         "label_key", "log_to_wandb", "max_batch_size_for_vit_forward_pass", "n_batches_in_store", "n_checkpoints", "norm_eps",
+         "resample_batches", "run_name", "store_size", "use_cached_activations", "wandb_entity", "wandb_log_frequency",
+         "wandb_project",
+         # of a fork with other kinds, for which a flag ending in `_sae` is set
+         "activation_vectors_per_example", "experiment_metadata", "jumprelu_bandwidth", "jumprelu_init_threshold",
+         "jumprelu_l0_coefficient", "jumprelu_sae", "matryoshka_levels", "matryoshka_min_group_fraction", "matryoshka_sae",
+         "topk_aux_coefficient", "topk_aux_k", "topk_k", "topk_sae", "training_examples"}  # fmt: skip
 TOKENS = {
     True: "It was trained on the class token alone (class_token=True).",
     False: "It was trained on all tokens of an image, the class token among them.",
@@ -49,6 +62,7 @@ class PatchSAE(Dialect):
         return named and source.has(*(f"state_dict.{name}" for name in TENSORS))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
+        self.require(source)
         config = _config(source)
         family = _family(source, config)
         _check_sizes(source, config, source.shapes["state_dict.W_dec"])
@@ -56,9 +70,11 @@ class PatchSAE(Dialect):
             model=model(_model(config), config.get("custom_clip_ckpt_path") or config.get("model_name")),
             site=site(_site(config), f"{config.get('module_name')} of block {config.get('block_layer')} of "
                       f"{config.get('model_name')}", *source.shapes["state_dict.b_dec"][:1]),
+            **other_fields(config, KNOWN, "PatchSAE"),
         )  # fmt: skip
         dictionary = build(source, family, {name: source.tensor(f"state_dict.{name}") for name in _names(source)})
-        notes = [TOKENS[bool(config["class_token"])]] if "class_token" in config else []
+        notes = ignored_note(config, KNOWN) + precision_note(_dtype(config), self.project)
+        notes += [TOKENS[bool(config["class_token"])]] if "class_token" in config else []
         notes += [NO_GATE] if family == "gated" else []
         kept = {name: _plain(config[name]) for name in KEPT if name in config}
         dictionary.metadata = {"model": told.model, "site": told.site, **kept, "notes": notes}
@@ -97,12 +113,14 @@ def _names(source: Source) -> set[str]:
 def _family(source: Source, config: dict[str, Any]) -> str:
     """relu or gated; forks have other kinds under the same names of tensors, which would be read wrongly."""
     names, gated = _names(source), bool(config.get("gated_sae"))
-    other = [name for name, on in config.items() if isinstance(name, str) and name.endswith("_sae") and on is True]
+    other = [name for name, on in config.items()
+             if isinstance(name, str) and name.endswith("_sae") and name not in ("d_sae", "gated_sae") and on]  # fmt: skip
     kind = config.get("sae_type", "standard")
-    if set(other) - {"gated_sae"} or (kind != "standard" and not gated):
+    if other or kind not in ("standard", "gated" if gated else "standard"):
+        named = describe(", ".join(other) or repr(kind))
         raise DialectError(
-            f"{source.weights} is of a variant that PatchSAE itself does not have ({', '.join(other) or kind!r}); only "
-            "standard and gated dictionaries are read. Convert it with the code that wrote it, say to SAELens' format."
+            f"{source.weights} is of a variant that PatchSAE itself does not have ({named}); only standard and gated "
+            "dictionaries are read. Convert it with the code that wrote it, say to SAELens' format."
         )
     if names != (TENSORS | GATED if gated else TENSORS):
         raise DialectError(
@@ -120,7 +138,7 @@ def _check_sizes(source: Source, config: dict[str, Any], W_dec: tuple[int, ...])
         said = config.get(name)
         if said is not None and (isinstance(said, bool) or said != value):
             raise DialectError(
-                f"{source.weights}: its configuration says {name}={str(said)[:40]}, and its decoder of shape {W_dec} says "
+                f"{source.weights}: its configuration says {name}={describe(said, 40)}, and its decoder of shape {W_dec} says "
                 f"{value:g}; the file is inconsistent, download it again."
             )
 
@@ -137,7 +155,7 @@ def _model(config: dict[str, Any]) -> str | None:
 def _site(config: dict[str, Any]) -> str | None:
     """`module_name="resid"` is the output of block `block_layer` of the vision tower, counted as Python does."""
     block, name = config.get("block_layer"), config.get("model_name")
-    if config.get("module_name") != "resid" or type(block) is not int or not isinstance(name, str):
+    if config.get("module_name") != "resid" or type(block) is not int or abs(block) > 999 or not isinstance(name, str):
         return None
     certain = OURS.fullmatch(name) or "clip-vit" in name.lower()
     return f"vision.{block}.resid_post" if certain else None
@@ -145,6 +163,11 @@ def _site(config: dict[str, Any]) -> str | None:
 
 def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Global) else value if isinstance(value, (str, int, float)) else None
+
+
+def _dtype(config: dict[str, Any]) -> str:
+    """The type in which it computes, by its name."""
+    return describe(_plain(config.get("dtype")) or "float32", 20).removeprefix("torch.")
 
 
 def _written(dictionary: Dictionary) -> dict[str, Any]:
@@ -161,6 +184,7 @@ def _written(dictionary: Dictionary) -> dict[str, Any]:
     return {
         "class_token": None,
         "l1_coefficient": 0.0,
+        "mse_cls_coefficient": 1.0,
         **{key: value for key, value in facts.items() if key not in ("expansion_factor", "custom_clip_ckpt_path")},
         **({"expansion_factor": n // d} if n % d == 0 else {}),
         "model_name": name.removeprefix("hf:"),

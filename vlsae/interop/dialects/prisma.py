@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +9,25 @@ from torch import Tensor
 
 from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.transform import InputTransform
-from vlsae.interop.answers import Answers, Fact, model, site
+from vlsae.interop.answers import Answers, Fact, model, number, site, truth
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.fields import describe, ignored_note, other_fields
+from vlsae.interop.prisma_config import (
+    KEPT,
+    KNOWN,
+    configuration,
+    dtype_of,
+    flat,
+    hook_of,
+    of_sae_lens_2,
+    options_of,
+    our_model,
+    our_site,
+    pickled,
+    text,
+)
 from vlsae.interop.source import Source
-from vlsae.interop.weights import bias_of_raw_input, build, rescaled
-from vlsae.pickles import Inert
+from vlsae.interop.weights import bias_of_raw_input, build, precision_note, rescaled
 
 STANDARD = {"W_enc", "b_enc", "W_dec", "b_dec"}
 TENSORS = {
@@ -23,37 +36,47 @@ TENSORS = {
     "transcoder": STANDARD | {"b_dec_out"},
 }
 TRANSFORMS = {"layer_norm": "layer_norm_unbiased", "constant_norm_rescale": "unit", "none": "none"}
+NORMALIZED = ("layer_norm", "constant_norm_rescale")
 ACTIVATIONS = ("relu", "topk")
-STREAMS = {f"hook_{name}": name for name in ("resid_pre", "resid_post", "attn_out", "mlp_out")}
-KEPT = ("model_name", "model_class_name", "hook_point", "hook_point_layer", "layer_subtype", "hook_point_head_index",
-        "context_size", "image_size", "cls_token_only", "use_patches_only", "architecture", "activation_fn_str",
-        "normalize_activations", "dataset_name", "dataset_path", "l1_coefficient", "lp_norm", "lr", "expansion_factor",
-        "initialization_method", "b_dec_init_method", "num_epochs", "total_training_images", "total_training_tokens",
-        "train_batch_size", "seed", "is_transcoder", "out_hook_point_layer", "layer_out_subtype")  # fmt: skip
+TOKENS = {"cls_token_only": "the class token", "cls_token": "the class token", "use_patches_only": "patches"}
+CENTRED = (
+    "ViT-Prisma may have centred what the model's blocks write (center_writing_weights, long its default): it then read "
+    "activations whose coordinates had another mean, which these codes depend on. vlsae doctor shows whether they fit."
+)
 
 
 @DIALECTS.register("prisma")
 class Prisma(Dialect):
     """`.pt` with `{"cfg", "state_dict"}`, or a state dict and the `config.json` of `VisionModelSAERunnerConfig`.
 
-    A pickled configuration wins over the file beside it, as in the project's own loader.
+    A pickled configuration and one beside it must agree: the project's own loader takes the first, and the second for files
+    of the hub.
     """
 
     name = "prisma"
     project = "ViT-Prisma"
-    classes = (r"vit_prisma\.sae\.config\.\w+", r"vit_prisma\.configs\.\w+\.\w+")
+    classes = (r"vit_prisma\.(?:\w+\.){0,3}\w*[cC]onfig\w*\.\w+", r"vit_prisma\.utils\.constants\.Evaluation")
 
     def sniff(self, source: Source) -> bool:
         if source.weights.suffix != ".pt":
             return False
-        if _pickled(source) is not None:
+        if pickled(source) is not None:
             return "state_dict.W_enc" in source.shapes
+        if of_sae_lens_2(source):
+            return True
         config = source.json("config.json")
         ours = config.get("model_class_name") == "HookedViT" or "layer_subtype" in config
         return ours and "hook_point_layer" in config and any(source.has(f"{p}W_enc") for p in ("", "state_dict."))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
-        config = _config(source)
+        if of_sae_lens_2(source):
+            raise DialectError(
+                f"{source.weights} has the parts 'config' and 'autoencoder', as SAELens 2 wrote them before ViT-Prisma had a "
+                "format of its own; it does not say what happens to activations first. Open it with ViT-Prisma's "
+                "SparseAutoencoder.load_from_pretrained_legacy_saelens_v2, look whether normalize_activations is what it was "
+                "trained with, and save it by save_model(...'.pt')."
+            )
+        config = configuration(source)
         kind, names = _kind(source, config)
         width = source.shapes[names["W_enc"]][0] if source.shapes[names["W_enc"]] else 0
         said = answers.settle(**_facts(source, config, answers, width))
@@ -63,30 +86,22 @@ class Prisma(Dialect):
         dictionary = _build(source, kind, said, tensors)
         kept = {name: config.get(name) for name in KEPT}
         dictionary.metadata |= {name: value for name, value in kept.items() if isinstance(value, (str, int, float))}
-        dictionary.metadata |= {"model": said.model, "site": said.site}
-        if kind == "transcoder":
-            out = f"blocks.{config.get('out_hook_point_layer')}.{config.get('layer_out_subtype')}"
-            dictionary.metadata["notes"] = [f"A transcoder: its output stands for {out}, not for what it reads."]
+        notes = _notes(config, kind, said)
+        dictionary.metadata |= {"model": said.model, "site": said.site, "notes": notes}
         return dictionary
-
-
-def _pickled(source: Source) -> dict[str, Any] | None:
-    content = source.content
-    config = content.get("cfg") if isinstance(content, dict) else None
-    return config.state if isinstance(config, Inert) and config.name.startswith("vit_prisma.") else None
-
-
-def _config(source: Source) -> dict[str, Any]:
-    pickled = _pickled(source)
-    return source.json("config.json") if pickled is None else pickled
 
 
 def _kind(source: Source, config: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """Which module it is, from its tensors, and where these are."""
     prefix = "state_dict." if "state_dict.W_enc" in source.shapes else ""
     held = {name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)}
-    skips = all(config.get(name) is True for name in ("is_transcoder", "transcoder_with_skip_connection"))
-    if skips or "W_skip" in held:
+    flags = {name: config.get(name, False) for name in ("is_transcoder", "transcoder_with_skip_connection")}
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise DialectError(
+                f"{source.weights}: {name}={describe(value)} of its configuration must be true or false."
+            )
+    if all(flags.values()) or "W_skip" in held:
         raise DialectError(
             f"{source.weights} is a transcoder with a skip connection, which adds its input times a matrix to its output; "
             "no family of ours does."
@@ -100,101 +115,60 @@ def _kind(source: Source, config: dict[str, Any]) -> tuple[str, dict[str, str]]:
             f"{' or '.join(f'{kind}: {sorted(needed)}' for kind, needed in TENSORS.items())}."
         )
     kind = fitting[0]
-    stated = "transcoder" if config.get("is_transcoder") is True else config.get("architecture", kind)
+    stated = "transcoder" if flags["is_transcoder"] else config.get("architecture", kind)
+    stated = "standard" if stated == "vanilla" else stated  # which its trainer takes for the same
     if stated != kind:
         raise DialectError(
-            f"{source.weights} is said to be of the architecture {str(stated)[:40]!r}, but its tensors are those of {kind!r}; "
-            f"expected one of {', '.join(TENSORS)} and its own tensors."
+            f"{source.weights} is said to be of the architecture {describe(stated, 40)!r}, but its tensors are those of "
+            f"{kind!r}; expected one of {', '.join(TENSORS)} and its own tensors."
         )
     return kind, {name: prefix + name for name in held}
 
 
 def _facts(source: Source, config: dict[str, Any], answers: Answers, width: int) -> dict[str, Fact]:
-    name, hook = config.get("model_name"), _hook(config)
-    activation = _text(source, config, "activation_fn_str")
+    name, hook, options = config.get("model_name"), hook_of(config), options_of(source, config)
+    own = "model" in answers.given or config.get("model_path") or config.get("vit_model_cfg")
+    activation, normalize = text(source, config, "activation_fn_str"), text(source, config, "normalize_activations")
     facts = {
-        "model": model(None if "model" in answers.given else _our_model(name), says=name),
-        "site": site(_our_site(config, hook), says=hook, width=width),
+        "model": model(None if own else our_model(name), says=config.get("model_path") or name),
+        "site": site(our_site(config, hook), says=hook, width=width),
         "activation_fn_str": Fact(activation, "the activation", " or ".join(ACTIVATIONS)),
-        "normalize_activations": Fact(_text(source, config, "normalize_activations"),
-                                      "what happens to activations first", ", ".join(TRANSFORMS)),
-    }  # fmt: skip
+        "normalize_activations": Fact(normalize, "what happens to activations first", ", ".join(TRANSFORMS)),
+    }
     if (activation or answers.given.get("activation_fn_str")) == "topk":
-        options = config.get("activation_fn_kwargs")
-        k = options.get("k") if isinstance(options, dict) else None
-        facts["k"] = Fact(k, "active latents a token", "a whole number")
-    return facts
-
-
-def _text(source: Source, config: dict[str, Any], field: str) -> str | None:
-    """A field's value; None where it is missing, as in configurations older than the field."""
-    if field not in config:
-        return None
-    value = "none" if config[field] is None else config[field]
-    if not isinstance(value, str):
-        raise DialectError(f"{source.weights}: {field}={str(value)[:60]} of its configuration must be text.")
-    return value
-
-
-def _hook(config: dict[str, Any]) -> str | None:
-    """The hook's name, or both where two fields disagree."""
-    layer, stream = config.get("hook_point_layer"), config.get("layer_subtype")
-    layer = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
-    composed = f"blocks.{layer}.{stream}" if stream is not None else None
-    stated = config.get("hook_point")
-    head = config.get("hook_point_head_index")
-    names = dict.fromkeys(str(name) for name in (stated, composed) if name is not None)
-    return " and ".join(names) + (f", head {head}" if head is not None else "") if names else None
-
-
-def _our_site(config: dict[str, Any], hook: str | None) -> str | None:
-    found = re.fullmatch(r"blocks\.(\d{1,4})\.(\w+)", hook or "")
-    if found is None or config.get("model_class_name") != "HookedViT" or found[2] not in STREAMS:
-        return None
-    return f"vision.{int(found[1])}.{STREAMS[found[2]]}"
-
-
-def _our_model(name: Any) -> str | None:
-    """Prisma's `open-clip:` is followed by a repository on the hub; a bare repository of a CLIP is transformers'."""
-    if not isinstance(name, str):
-        return None
-    if name.startswith("open-clip:"):
-        return _of_repository(name.removeprefix("open-clip:"))
-    is_clip = re.fullmatch(r"[\w.-]+/[\w.-]*clip[\w.-]*", name, re.IGNORECASE) and not name.startswith("timm/")
-    return f"hf:{name}" if is_clip else None
-
-
-def _of_repository(repository: str) -> str | None:
-    """The one name under which open_clip knows the weights of a repository; None where there are several."""
-    import open_clip  # takes seconds, and few files need it
-
-    found = [
-        f"open_clip:{arch}/{tag}"
-        for arch, tag in open_clip.list_pretrained()
-        if ((open_clip.get_pretrained_cfg(arch, tag) or {}).get("hf_hub") or "").rstrip("/") == repository
-    ]
-    return found[0] if len(found) == 1 else None
+        facts["k"] = Fact(options.get("k"), "active latents a token", "a whole number", check=number(1, whole=True))
+    if "architecture" not in config and (normalize or answers.given.get("normalize_activations")) in NORMALIZED:
+        facts["normalized_encoder"] = Fact(
+            None, "whether its encoder reads normalised activations; versions of ViT-Prisma that had no field `architecture` "
+            "normalised them for the output alone", "True, as its loader computes today, or False, which no family of ours "
+            "does", check=truth,
+        )  # fmt: skip
+    return facts | other_fields(flat(config, options), KNOWN, "ViT-Prisma 2.0")
 
 
 def _check_computable(source: Source, config: dict[str, Any], kind: str, said: SimpleNamespace) -> None:
-    options = config.get("activation_fn_kwargs")
-    after = options.get("postact_fn", "relu") if isinstance(options, dict) else "relu"
+    after = options_of(source, config).get("postact_fn", "relu")
     computable = {"activation_fn_str": ACTIVATIONS[:1] if kind == "gated" else ACTIVATIONS,
                   "normalize_activations": tuple(TRANSFORMS)}  # fmt: skip
     for field, possible in computable.items():
         value = getattr(said, field)
         if value not in possible:
             raise DialectError(
-                f"{source.weights}: {field}={str(value)[:60]!r} with the architecture {kind!r} is nothing that our families "
+                f"{source.weights}: {field}={describe(value)!r} with the architecture {kind!r} is nothing that our families "
                 f"compute; expected {' or '.join(possible)}."
             )
     if said.activation_fn_str == "topk" and after != "relu":
         raise DialectError(
-            f"{source.weights}: postact_fn={str(after)[:60]} leaves negative codes among the k largest, which no family of "
+            f"{source.weights}: postact_fn={describe(after)} leaves negative codes among the k largest, which no family of "
             "ours has; expected relu."
         )
+    if not getattr(said, "normalized_encoder", True):
+        raise DialectError(
+            f"{source.weights}: an encoder that reads activations as they are, with a decoder behind "
+            f"{said.normalize_activations}, is nothing that our families compute; train it again with a newer ViT-Prisma."
+        )
     if type(getattr(said, "k", 1)) is not int:
-        raise DialectError(f"{source.weights}: k={repr(said.k)[:60]} must be a whole number.")
+        raise DialectError(f"{source.weights}: k={describe(repr(said.k))} must be a whole number.")
 
 
 def _check_shapes(source: Source, config: dict[str, Any], kind: str, tensors: dict[str, Tensor]) -> None:
@@ -205,7 +179,9 @@ def _check_shapes(source: Source, config: dict[str, Any], kind: str, tensors: di
     wrong = [f"{name} is {list(t.shape)}, expected {expected.get(name, [n])}"
              for name, t in tensors.items() if list(t.shape) != expected.get(name, [n])]  # fmt: skip
     sizes = {"d_in": d, "d_sae": n} | ({"d_out": d} if kind == "transcoder" else {})
-    wrong += [f"its configuration says {name}={str(config[name])[:40]}, expected {size}"
+    if d and not isinstance(config.get("expansion_factor"), list):  # the list of a sweep
+        sizes["expansion_factor"] = n / d
+    wrong += [f"its configuration says {name}={describe(config[name], 40)}, expected {size}"
               for name, size in sizes.items() if config.get(name) not in (None, size)]  # fmt: skip
     if wrong:
         raise DialectError(f"{source.weights}: {'; '.join(wrong)}. Input and output must be of one width.")
@@ -225,3 +201,14 @@ def _build(source: Source, kind: str, said: SimpleNamespace, tensors: dict[str, 
         doubles = {name: tensor.double() for name, tensor in tensors.items()}
         tensors = {name: tensor.float() for name, tensor in rescaled(doubles, d**0.5).items()}
     return build(source, family, tensors, settings, InputTransform(d, TRANSFORMS[said.normalize_activations]))
+
+
+def _notes(config: dict[str, Any], kind: str, said: SimpleNamespace) -> list[str]:
+    notes = ignored_note(flat(config, config.get("activation_fn_kwargs") or {}), KNOWN)
+    if kind == "transcoder":
+        out = f"blocks.{config.get('out_hook_point_layer')}.{config.get('layer_out_subtype')}"
+        notes.append(f"A transcoder: its output stands for {describe(out)}, not for what it reads.")
+    notes += [f"It was trained on {tokens} alone." for name, tokens in TOKENS.items() if config.get(name) is True]
+    if said.normalize_activations != "layer_norm":  # which removes every token's mean itself
+        notes.append(CENTRED)
+    return notes + precision_note(dtype_of(config), Prisma.project)

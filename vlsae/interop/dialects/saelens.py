@@ -12,17 +12,19 @@ from vlsae.dictionaries.base import Dictionary
 from vlsae.dictionaries.pursuit import UNIT
 from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop import answers as ask
-from vlsae.interop.answers import Answers, Fact
+from vlsae.interop.answers import Answers, Fact, number
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
-from vlsae.interop.saelens_config import REFUSED, TENSORS, SaelensConfig
+from vlsae.interop.fields import describe, ignored_note, other_fields
+from vlsae.interop.saelens_config import BATCHES, LARGEST, REFUSED, TENSORS, SaelensConfig
+from vlsae.interop.saelens_fields import known
 from vlsae.interop.saelens_writing import write_saelens
 from vlsae.interop.source import Source
-from vlsae.interop.weights import build, codes_times, rescaled
+from vlsae.interop.weights import build, codes_times, read_by, rescaled
 
 FAMILIES = {"standard": "relu", "topk": "topk", "abstopk": "abs_topk", "jumprelu": "jumprelu", "gated": "gated",
             "batchtopk": "batch_topk", "matryoshka_batchtopk": "nested_dictionary", "transcoder": "transcoder",
             "matching_pursuit": "matching_pursuit", "jumprelu_transcoder": "jumprelu"}  # fmt: skip
-CHOOSES = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
+CHOOSES = ("topk", "abstopk", *BATCHES)
 TRANSCODERS = ("transcoder", "jumprelu_transcoder")
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 FINE_TUNED = ("scaling_factor", "finetuning_scaling_factor")  # one number a latent, on codes on their way out
@@ -54,10 +56,10 @@ class Saelens(Dialect):
         names = _names(source, config)
         n, d = _sizes(source, config, names)
         factor = _factor(source, config)
-        said = answers.settle(**_facts(config, d, factor))
+        said = answers.settle(**_facts(config, n, d, factor))
         notes = _notes(config)
         settings = _settings(config, getattr(said, "k", None), n, d, notes)
-        scale = float(config.number("scale", getattr(said, "scale", None), least=1e-30) or 1.0)
+        scale = float(getattr(said, "scale", None) or 1.0)
         tensors = _as_ours(config, {name: source.tensor(name) for name in names}, scale, notes)
         if config.normalise == "covariance_whitening":
             tensors = _whitened(source, tensors)
@@ -66,7 +68,8 @@ class Saelens(Dialect):
             tensors = rescaled(tensors, d**0.5)
         tensors = {name: value.float() for name, value in tensors.items()}
         dictionary = build(source, FAMILIES[config.trained_as], tensors, settings, transform)
-        dictionary.metadata = {**config.facts(), "model": said.model, "site": said.site}
+        dictionary.metadata = {**config.rest(), "model": said.model, "site": said.site}
+        notes += ignored_note(config.fields, known(config.architecture))
         if notes:
             dictionary.metadata["notes"] = notes
         return dictionary
@@ -107,6 +110,8 @@ def _sizes(source: Source, config: SaelensConfig, names: list[str]) -> tuple[int
             f"{source.weights}: {wrong[0]} has shape {list(source.shapes[wrong[0]])}; W_dec {[n, d]} makes it "
             f"{list(shapes.get(wrong[0], (n,)))}."
         )
+    if config.architecture in TRANSCODERS and config.whole("d_out", config.says.get("d_out")) not in (None, d):
+        config.wrong("d_out", config.says["d_out"], f"{d}, by the shape of W_dec")
     said = [config.whole(name, config.says.get(name)) for name in ("d_in", "d_sae")]
     if said != [d, n]:
         raise DialectError(
@@ -131,9 +136,11 @@ def _factor(source: Source, config: SaelensConfig) -> float | None:
         )
     scaler = source.json(SCALER)
     factor = config.number(f"scaling_factor of {SCALER}", scaler.get("scaling_factor"), least=1e-30)
-    whitens = scaler.get("has_whitening") is True
     scaled, white = config.normalise == "expected_average_only_in", config.normalise == "covariance_whitening"
-    if (factor not in (None, 1.0) and not scaled) or (whitens and not white):
+    whitens = scaler.get("has_whitening", white)
+    if not isinstance(whitens, bool):
+        config.wrong(f"has_whitening of {SCALER}", whitens, "true or false")
+    if (factor not in (None, 1.0) and not scaled) or whitens != white:
         raise DialectError(
             f"{source.folder / SCALER} says scaling_factor={factor} and has_whitening={whitens}, and cfg.json "
             f"normalize_activations={config.normalise!r}; they contradict each other. Correct the one that is wrong."
@@ -143,17 +150,20 @@ def _factor(source: Source, config: SaelensConfig) -> float | None:
     return factor
 
 
-def _facts(config: SaelensConfig, d: int, factor: float | None) -> dict[str, Fact]:
+def _facts(config: SaelensConfig, n: int, d: int, factor: float | None) -> dict[str, Fact]:
     facts = {
-        "model": ask.model(config.model, config.says.get("model_name")),
-        "site": ask.site(config.site, config.says.get("hook_name"), d),
+        "model": ask.model(config.model, config.facts.get("model_name")),
+        "site": ask.site(config.site, config.facts.get("hook_name"), d),
     }
     if config.architecture in CHOOSES:
-        facts["k"] = Fact(config.k, "how many latents are active a token", "a whole number")
+        whole = config.architecture not in BATCHES
+        facts["k"] = Fact(config.k, "how many latents are active a token", "a whole number" if whole else "a number",
+                          check=number(1 if whole else 1e-9, n, whole))  # fmt: skip
     if config.normalise == "expected_average_only_in":
         asked = f"by what inputs were multiplied in training (the file says only that there was a factor and has no {SCALER})"
-        facts["scale"] = Fact(factor, asked, "sqrt(d) / mean norm of the activations, or 1 where it is in the weights")
-    return facts
+        facts["scale"] = Fact(factor, asked, "sqrt(d) / mean norm of the activations, or 1 where it is in the weights",
+                              check=number(1e-30, LARGEST))  # fmt: skip
+    return facts | other_fields(config.fields, known(config.architecture), "SAELens 6.54")
 
 
 def _notes(config: SaelensConfig) -> list[str]:
@@ -163,8 +173,14 @@ def _notes(config: SaelensConfig) -> list[str]:
             "Reads the outputs of all heads of an attention layer, z, side by side: [heads * width of a head]."
         )
     if config.architecture in TRANSCODERS:
-        output = str(config.says.get("hook_name_out") or "not told by the file")[:80]
+        output = describe(config.facts.get("hook_name_out") or "not told by the file", 80)
         notes.append(f"A transcoder: what it gives is not its input again but another activation, {output}.")
+    trained, saved = config.facts.get("training_architecture"), config.architecture
+    if trained in tuple(TENSORS) and trained != saved and not (saved == "jumprelu" and trained in BATCHES):
+        notes.append(f"Trained as {trained!r} but saved as {saved!r}, whose codes these are.")
+    if config.dtype in ("float16", "bfloat16"):
+        notes.append(f"SAELens computes in {config.dtype}, as cfg.json says; here it is float32, so that codes differ by its "
+                     "rounding.")  # fmt: skip
     return notes
 
 
@@ -172,7 +188,7 @@ def _settings(config: SaelensConfig, k: float | None, n: int, d: int, notes: lis
     trained_as = config.trained_as
     if trained_as in ("topk", "abstopk"):
         return {"k": config.whole("k", k)}
-    if trained_as in ("batchtopk", "matryoshka_batchtopk"):
+    if trained_as in BATCHES:
         k = config.number("k", config.k if k is None else k, least=1e-9)
         if k != max(1, round(k)):
             notes.append(f"Trained with k={k:g} active latents a token; our k is whole and plays no part in codes.")
@@ -228,7 +244,7 @@ def _thresholds(made: dict[str, Tensor], unit: float, notes: list[str]) -> None:
 
 def _subtract(made: dict[str, Tensor]) -> None:
     """Biases for an encoder that takes `b_dec` off, of one that does not."""
-    read = made["b_dec"].double() @ made["W_enc"].double()
+    read = read_by(made["W_enc"], made["b_dec"])
     made["b_enc"] = made["b_enc"] + read
     if "b_mag" in made:
         made["b_mag"] = made["b_mag"] + made["r_mag"].double().exp() * read

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import math
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import Dictionary
@@ -17,38 +17,26 @@ from vlsae.dictionaries.transform import InputTransform
 from vlsae.interop import answers as ask
 from vlsae.interop.answers import Answers, Fact
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
+from vlsae.interop.fields import describe, ignored_note, other_fields
+from vlsae.interop.saev_header import COUNT, FAMILIES, NEWEST, Header, read_header
 from vlsae.interop.source import Source
 from vlsae.interop.weights import bias_of_raw_input, build, without_transform
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 THRESHOLD = "activation.threshold"
-SCHEMAS = (0, 1, 2, 3, 4, 5)  # 0: the first files, which have no such field
-NEWEST = SCHEMAS[-1]
-FAMILIES = {
-    "Relu": ("relu",),
-    "TopK": ("unrectified_topk", "topk"),
-    "BatchTopK": ("batch_topk", "unrectified_topk", "topk"),
-}
+PATCHES = ("patches", "image", "content")  # names of the usual choice of tokens
+MAY_SUBTRACT = (1, 2)  # of which there are files whose training took b_dec off, and nothing in them says so
+SMALLEST, LARGEST = 1e-30, 1e30  # of an answer
 SIGNED = (
     "saev's TopK has no ReLU: where fewer than k pre-activations are positive, negative ones are among the codes "
     '(family="topk" drops them).'
 )
 DROPPED = "Negative values among the k largest are dropped, as was asked; saev keeps them."
 OWN_LOADER = "Later versions of saev read this file without taking b_dec off the input, which its training did."
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the first line says.
-
-    Attributes:
-        schema: 0 to 5; activation: "Relu", "TopK" or "BatchTopK"; params: its settings; cfg: of the whole model.
-    """
-
-    schema: int
-    activation: str
-    params: dict[str, Any] = field(default_factory=dict)
-    cfg: dict[str, Any] = field(default_factory=dict)
+MATRYOSHKA = (
+    "Matryoshka runs of these versions took b_dec off the input while they trained; saev's loader does not, and neither do "
+    "these codes (subtract_b_dec=True gives those of training)."
+)
 
 
 @DIALECTS.register("saev")
@@ -70,23 +58,21 @@ class Saev(Dialect):
         return "d_vit" in header or ("schema" in header and isinstance(header.get("cfg"), dict))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
-        header = _header(source)
+        self.require(source)
+        header = read_header(source)
         d, n = _size(source, header)
         told = answers.settle(**_facts(source, header, d), **_sparsity(source, header, answers))
-        if told.family not in FAMILIES[header.activation]:
-            choices = ", ".join(FAMILIES[header.activation])
-            raise DialectError(
-                f"{source.weights} holds {header.activation}; family={told.family!r} is none of {choices}."
-            )
         tensors = {name: source.tensor(name) for name in NAMES}
-        if not _yes(source, told.subtract_b_dec):
+        if not told.subtract_b_dec:
             tensors["b_enc"] = bias_of_raw_input(tensors["W_enc"], tensors["b_enc"], tensors["b_dec"])
         if told.family == "batch_topk":
-            tensors["threshold"] = torch.full((n,), max(0.0, _number(source, "threshold", told.threshold)))
-        settings = {} if told.family == "relu" else {"k": min(_count(source, told.k), n)}  # saev then takes all, too
-        dictionary = build(source, told.family, tensors, settings, _transform(source, told, d))
+            tensors["threshold"] = torch.full((n,), max(0.0, told.threshold))
+        settings = {} if told.family == "relu" else {"k": min(told.k, n)}  # saev then takes all, too
+        dictionary = build(source, told.family, tensors, settings, _transform(told, d))
         notes = {"topk": [DROPPED], "unrectified_topk": [SIGNED]}.get(told.family, [])
         notes += [OWN_LOADER] if header.schema == 0 else []
+        notes += [MATRYOSHKA] if header.schema in MAY_SUBTRACT and not told.subtract_b_dec else []
+        notes += [*_tokens_note(source), *ignored_note(header.other, ())]
         dictionary.metadata = {"model": told.model, "site": told.site, "saev": source.header, "notes": notes}
         if source.config:
             dictionary.metadata["saev_run"] = source.config
@@ -109,37 +95,14 @@ class Saev(Dialect):
             partial.write_bytes(json.dumps(header).encode() + b"\n" + data.getvalue())
 
 
-def _header(source: Source) -> Header:
-    header = source.header
-    schema = header.get("schema", 0)
-    if type(schema) is not int or schema not in SCHEMAS:
-        raise DialectError(
-            f"{source.weights} has schema {str(schema)[:40]}; known are none and 1 to {NEWEST}. Is there a newer vlsae?"
-        )
-    if schema == 0:
-        return Header(0, "Relu", cfg=header)
-    cfg = header.get("cfg")
-    cfg = cfg if isinstance(cfg, dict) else {}
-    found, params = header.get("cls"), cfg
-    if schema > 1 or "activation" in cfg:  # schema 1 has two layouts: the activation as the class of cfg, or inside it
-        inner = cfg.get("activation")
-        inner = inner if isinstance(inner, dict) else {}
-        found, params = inner.get("cls"), inner.get("params")
-    if not isinstance(found, str) or found not in FAMILIES:
-        reason = "; it chooses among a whole batch by size, which no family computes" if found == "AbsBatchTopK" else ""
-        raise DialectError(
-            f"{source.weights} names the activation {str(found)[:60]!r}; expected Relu, TopK or BatchTopK{reason}."
-        )
-    return Header(schema, found, params if isinstance(params, dict) else {}, cfg)
-
-
 def _size(source: Source, header: Header) -> tuple[int, int]:
     """Width and number of latents, by the tensors; the header must agree."""
-    extra = sorted(set(source.shapes) - {*NAMES, THRESHOLD})
+    expected = [*NAMES, THRESHOLD] if header.activation == "BatchTopK" else [*NAMES]
+    extra = sorted(set(source.values) - set(expected))
     if extra:
         raise DialectError(
-            f"{source.weights} also holds {', '.join(extra)[:200]}, whose part in the codes is unknown; expected "
-            f"{', '.join(NAMES)} and perhaps {THRESHOLD}."
+            f"{source.weights} also holds {describe(', '.join(extra), 200)}, whose part in the codes is unknown; expected "
+            f"{', '.join(expected)} of {header.activation}."
         )
     shape = source.shapes["W_enc"]
     if len(shape) != 2:
@@ -152,22 +115,20 @@ def _size(source: Source, header: Header) -> tuple[int, int]:
         )
     cfg = header.cfg
     said = {"d_vit": d, "d_model": d, "d_sae": n, "exp_factor": n / d if d else 0}
-    wrong = [name for name, value in said.items() if name in cfg and cfg[name] != value]
+    wrong = [f"{name}={describe(cfg[name], 40)}" for name, value in said.items() if name in cfg and cfg[name] != value]
     if wrong:
         raise DialectError(
-            f"{source.weights}: its header says {', '.join(f'{name}={str(cfg[name])[:40]}' for name in wrong)}, its W_enc is "
-            f"[{d}, {n}]; the file is put together from two."
+            f"{source.weights}: its header says {', '.join(wrong)}, its W_enc is [{d}, {n}]; the file is put together from two."
         )
     return d, n
 
 
 def _facts(source: Source, header: Header, d: int) -> dict[str, Fact]:
     """What is needed beside the activation; the generation says some of it, and the run's configuration beside the file."""
-    run = source.config.get("train_data", source.config.get("data"))
-    run = run if isinstance(run, dict) else {}
+    run = _run(source)
     scaled = header.schema < 2  # later loaders hand out activations as they are, unless told otherwise
     layer = run.get("layer")
-    commit = str(source.header.get("commit", "unknown"))[:40]
+    commit = describe(source.header.get("commit", "unknown"), 40)
     return {
         "model": ask.model(),
         "site": ask.site(f"vision.{layer}.resid_post" if type(layer) is int else None, says=layer, width=d),
@@ -175,27 +136,46 @@ def _facts(source: Source, header: Header, d: int) -> dict[str, Fact]:
             None if header.schema == 1 else header.schema == 0,
             f"whether the encoder takes b_dec off its input (the file was written by commit {commit})",
             "True for commits before e7ca004 of 2025-07-31, False from there on",
+            user_wins=header.schema in MAY_SUBTRACT,
+            check=ask.truth,
         ),
         "mean": Fact(
-            None if run.get("scale_mean", scaled) else 0,
+            0 if run.get("scale_mean", scaled) is False else None,  # or a file's name, which is not here
             "the mean that saev took off activations before training (scale_mean, on by default; no file holds it)",
             f"{d} numbers, the mean of 524,288 random activations of the training data; 0 if it was off",
+            check=partial(_vector, d),
         ),
         "scale": Fact(
-            None if run.get("scale_norm", scaled) else 1,
+            1 if run.get("scale_norm", scaled) is False else None,
             "what saev then divided activations by (scale_norm, on by default; no file holds it)",
-            "a number, their mean norm without the mean over sqrt(d); 1 if it was off",
+            "a positive number, their mean norm without the mean over sqrt(d); 1 if it was off",
+            check=partial(_scalar, least=SMALLEST),
         ),
-    }
+    } | other_fields(header.other, (), f"saev up to schema {NEWEST}")
+
+
+def _run(source: Source) -> dict[str, Any]:
+    """What the run's configuration beside the file, if there is one, says of its data."""
+    run = source.config.get("train_data", source.config.get("data"))
+    return run if isinstance(run, dict) else {}
+
+
+def _tokens_note(source: Source) -> list[str]:
+    run = _run(source)
+    tokens = run.get("tokens", run.get("patches"))
+    usual = tokens is None or (isinstance(tokens, str) and tokens in PATCHES)
+    return [] if usual else [f"Its run read the tokens {describe(tokens)!r}, not the patches of an image."]
 
 
 def _sparsity(source: Source, header: Header, answers: Answers) -> dict[str, Fact]:
     """What is needed of the activation; saev had BatchTopK before it had a threshold."""
     if header.activation == "Relu":
         return {"family": Fact("relu", "the family", "relu")}
-    k = Fact(header.params.get("top_k"), "how many latents are active", "a whole number")
+    k = Fact(header.k, "how many latents are active", "a whole number", check=COUNT)
+    family = ask.one_of(*FAMILIES[header.activation])
     if header.activation == "TopK":
-        return {"k": k, "family": Fact("unrectified_topk", "the family", "unrectified_topk, topk", user_wins=True)}
+        found = "unrectified_topk"
+        return {"k": k, "family": Fact(found, "the family", "unrectified_topk, topk", user_wins=True, check=family)}
     held = THRESHOLD in source.shapes
     return {
         "k": k,
@@ -203,57 +183,46 @@ def _sparsity(source: Source, header: Header, answers: Answers) -> dict[str, Fac
             "batch_topk" if held else None,
             "what BatchTopK does in use (without a threshold saev chose top_k of the whole batch, or of each vector)",
             "batch_topk, with a threshold of yours; unrectified_topk or topk, of each vector",
+            check=family,
         ),
         "threshold": Fact(
             source.number(THRESHOLD) if held else None,
             "above which pre-activation a latent fires",
             "a number; none with another family",
             needed=answers.given.get("family", "batch_topk") == "batch_topk",
+            check=_scalar,
         ),
     }
 
 
-def _transform(source: Source, told: Any, d: int) -> InputTransform:
+def _transform(told: Any, d: int) -> InputTransform:
     """`(x - mean) / scale`."""
-    try:
-        mean = torch.as_tensor(told.mean, dtype=torch.float32).detach().cpu().flatten()
-    except (TypeError, ValueError, RuntimeError):
-        mean = torch.empty(0)
-    if mean.shape not in ((1,), (d,)) or not torch.isfinite(mean).all() or (len(mean) != d and mean[0] != 0):
-        raise DialectError(
-            f"{source.weights}: mean={str(told.mean)[:60]} does not fit; give {d} numbers, or 0 for none."
-        )
-    scale = _number(source, "scale", told.scale)
-    if scale <= 0:
-        raise DialectError(f"{source.weights}: scale={scale} does not fit; give a positive number, or 1 for none.")
     kind = {(False, False): "none", (True, False): "centre", (False, True): "sqrt_d", (True, True): "centre_sqrt_d"}
-    transform = InputTransform(d, kind[bool(mean.any()), scale != 1])
+    transform = InputTransform(d, kind[isinstance(told.mean, Tensor), told.scale != 1])
     if transform.kind != "none":
-        transform.mean.copy_(mean.expand(d))
-        transform.scale.fill_(1 / scale)
+        transform.mean.copy_(torch.as_tensor(told.mean))
+        transform.scale.fill_(1 / told.scale)
     return transform
 
 
-def _number(source: Source, name: str, value: Any) -> float:
+def _vector(d: int, value: Any) -> Tensor | int:
+    """A check for `d` numbers; 0 where they all are."""
     try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DialectError(f"{source.weights}: {name}={str(value)[:60]} is no number; give one.")
-    return number
+        vector = torch.as_tensor(value, dtype=torch.float32).detach().cpu().flatten()
+    except (TypeError, ValueError, RuntimeError):
+        vector = torch.empty(0)
+    if vector.shape in ((1,), (d,)) and not vector.any():
+        return 0
+    if vector.shape != (d,) or not torch.isfinite(vector).all():
+        raise ValueError(f"give {d} numbers, or 0 for none")
+    return vector
 
 
-def _count(source: Source, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise DialectError(f"{source.weights}: top_k={str(value)[:60]} is no count; expected a whole number from 1.")
-    return value
-
-
-def _yes(source: Source, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise DialectError(f"{source.weights}: subtract_b_dec={str(value)[:60]} is neither True nor False.")
-    return value
+def _scalar(value: Any, least: float = -LARGEST) -> float:
+    """A check for a number, also as the tensor that saev keeps one in."""
+    return float(
+        ask.number(least, LARGEST)(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
+    )
 
 
 def _activation(dictionary: Dictionary) -> dict[str, Any]:

@@ -97,11 +97,11 @@ def _width(source: Source, cfg: dict[str, Any]) -> int:
     if "W_skip" in source.shapes or cfg.get("skip_connection"):
         raise _wrong(source, "skip_connection", True, "false: the part of the output that is linear in the input (W_skip) has "
                      "no place in codes and atoms")  # fmt: skip
-    extra = sorted(set(source.shapes) - set(NAMES))
-    if extra:
+    missing, extra = sorted(set(NAMES) - set(source.shapes)), sorted(set(source.shapes) - set(NAMES))
+    if missing or extra:
         raise DialectError(
-            f"{source.weights} also holds {', '.join(extra)[:200]}, whose part in the codes is unknown; "
-            f"expected {', '.join(NAMES)}."
+            f"{source.weights} misses {', '.join(missing) or 'nothing'} and also holds {', '.join(extra)[:200] or 'nothing'}, "
+            f"whose part in the codes is unknown; expected {', '.join(NAMES)}."
         )
     activation = cfg.get("activation", "topk")  # the first versions had nothing else
     if activation != "topk":

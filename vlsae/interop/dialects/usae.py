@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -39,6 +39,7 @@ class UniversalSAE(Dialect):
 
     name = "usae"
     project = "Universal SAE"
+    also: ClassVar = ("overcomplete",)  # whose training scripts may keep the same four things
 
     def sniff(self, source: Source) -> bool:
         return is_universal(source)

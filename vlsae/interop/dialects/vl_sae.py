@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlsae.atomic import replacing
 from vlsae.dictionaries.base import Dictionary
-from vlsae.interop.answers import Answers, Fact, model, site
+from vlsae.interop.answers import Answers, Fact, model, number, one_of, site
 from vlsae.interop.dialect import DIALECTS, Dialect, DialectError
 from vlsae.interop.source import Source
 from vlsae.interop.weights import bias_of_raw_input, build
@@ -21,7 +21,8 @@ ONE = {f"{layer}.{part}" for layer in ("encoder", "decoder.0") for part in PAIR}
 TWO = {f"{layer}.{part}" for layer in ("v_encoder", "t_encoder", "vision_decoder.0", "text_decoder.0")
        for part in PAIR}  # fmt: skip  # SAE_D
 HALVES = {"image": ("v_encoder", "vision_decoder.0"), "text": ("t_encoder", "text_decoder.0")}
-NAMED = re.compile(r"_(\d+)_(\d+)(?:_best)?")  # topk and hidden_ratio, by the habit of the released files
+NAMED = re.compile(r"_(\d{1,9})_(\d{1,9})(?=_|$)")  # topk and hidden_ratio, by the habit of the released files
+NAMED_K = "Its name says that topk was {} in training; it is read with k={}, as was said."
 TIES = "The released code drops all latents that tie with the first one left out; here k are kept, by position."
 AUXILIARY = (
     "By its name it reads what VL-SAE's auxiliary autoencoder makes of a language model's states, not the states."
@@ -39,29 +40,27 @@ class VLSAEFile(Dialect):
         return any(source.only(*names) for names in (SHARED, ONE, TWO))
 
     def read(self, source: Source, answers: Answers) -> Dictionary:
+        self.require(source)
         halves = {"modality": _modality()} if source.only(*TWO) else {}
         encoder = "encoder" if source.only(*SHARED) else "v_encoder.weight" if halves else "encoder.weight"
+        n, d = _size(source, encoder)
+        named = _named(source, n, d)
+        hint = f" (released files have it in their names: here perhaps {named})" if named else ""
         facts = {
-            "k": Fact(
-                None, f"how many latents a vector activates{_hint(source)}", "a whole number, topk of its training"
-            ),
+            "k": Fact(None, f"how many latents a vector activates{hint}", "a whole number, topk of its training",
+                      check=number(1, max(1, n - 1), whole=True)),
             **halves,
             "model": model(None, source.weights.name),
-            "site": site(None, None, *source.shapes[encoder][-1:]),
-        }
+            "site": site(None, None, d),
+        }  # fmt: skip
         told = answers.settle(**facts)
         if source.only(*SHARED):
             dictionary = build(source, "vl_sae", _shared(source), {"k": told.k})
         else:
-            layers = ("encoder", "decoder.0")
-            if halves:
-                if told.modality not in list(HALVES):  # a list, since an answer may be anything
-                    raise DialectError(
-                        f"{source.weights}: modality={told.modality!r} is unknown; say 'image' or 'text'."
-                    )
-                layers = HALVES[told.modality]
+            layers = HALVES[told.modality] if halves else ("encoder", "decoder.0")
             dictionary = build(source, "topk", _linear(source, *layers), {"k": told.k})
         notes = [TIES] + ([AUXILIARY] if source.weights.name.lower().startswith(("llava", "qwen")) else [])
+        notes += [NAMED_K.format(named, told.k)] if named not in (0, told.k) else []
         dictionary.metadata = {"model": told.model, "site": told.site, "notes": notes}
         if halves:
             dictionary.metadata["modality"] = told.modality
@@ -90,17 +89,25 @@ class VLSAEFile(Dialect):
 
 
 def _modality() -> Fact:
-    return Fact(None, "which of its two encoders and decoders, which share no weights", "image or text")
+    return Fact(None, "which of its two encoders and decoders, which share no weights", "image or text",
+                check=one_of(*HALVES))  # fmt: skip
 
 
-def _hint(source: Source) -> str:
+def _named(source: Source, n: int, d: int) -> int:
+    """`topk` by the file's name, where the ratio beside it is that of the weights; 0 without."""
     found = NAMED.findall(source.weights.stem)
-    return f" (released files have it in their names: here perhaps {found[-1][0]})" if found else ""
+    return int(found[-1][0]) if found and int(found[-1][1]) * d == n else 0
+
+
+def _size(source: Source, name: str) -> tuple[int, int]:
+    shape = source.shapes[name]
+    if len(shape) != 2:
+        raise DialectError(f"{source.weights}: {name} has shape {shape}; expected a matrix.")
+    return shape
 
 
 def _transposed(source: Source, name: str) -> Tensor:
-    if len(source.shapes[name]) != 2:
-        raise DialectError(f"{source.weights}: {name} has shape {source.shapes[name]}; expected a matrix.")
+    _size(source, name)
     return source.tensor(name).T
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from vlsae.dictionaries.base import Dictionary
-from vlsae.interop.examination.diagnosis import AS_IS, Finding, Row
+from vlsae.interop.examination.diagnosis import AS_IS, Finding, Remedy, Row
 from vlsae.interop.examination.fit import Fit, fit, interval, shuffled
 from vlsae.interop.examination.roles import known
-from vlsae.interop.examination.rules import GAIN, LEAST_EV, severity_of_gain
-from vlsae.interop.examination.trials import Trial, trials
+from vlsae.interop.examination.rules import GAIN, LEAST_EV, k_is_known, severity_of_gain
+from vlsae.interop.examination.trials import Trial, trained_k, trials
 
 TIE = 0.01  # explained variance: of uses so close the one listed first, which is the more usual, is named
-SEARCHED = 16  # images on which sites and inputs are tried together
+SEARCHED = 256  # tokens on which sites and inputs are tried together, some hundred uses; but of 16 images or more
 Bar = Callable[[Sequence, str], Iterable]
 WAYS = {
     "site": "sites of this width", "input": "ways to give it its input", "k": "numbers of active latents",
@@ -76,8 +76,9 @@ def compare_uses(
 def _both(dictionary: Dictionary, probes: Mapping[str, Tensor], own: str, bar: Bar) -> tuple[str, Trial, Fit]:
     """The best input at another site of the same stream: what a file leaves open is often the block and the scaling."""
     sites = [site for site in probes if site != own and site.split(".")[-1] == own.split(".")[-1]] or list(probes)
+    few = max(16, SEARCHED // probes[own].shape[1])  # images
     found = [
-        (site, trial, fit(dictionary, probes[site][:SEARCHED], trial.reconstruct).ev)
+        (site, trial, fit(dictionary, probes[site][:few], trial.reconstruct).ev)
         for site in bar(sites, "sites and inputs")
         for trial in trials(dictionary, probes[site].flatten(0, 1))
         if trial.about == "input"
@@ -87,46 +88,55 @@ def _both(dictionary: Dictionary, probes: Mapping[str, Tensor], own: str, bar: B
     return site, trial, fit(dictionary, probes[site], trial.reconstruct)
 
 
-def findings_of(compared: Comparison) -> tuple[list[Finding], list[tuple[float, str]]]:
-    """What other uses say about this one, and those that are better, `(explained variance, where and how)`, the best first."""
+def findings_of(compared: Comparison, dictionary: Dictionary) -> tuple[list[Finding], list[Remedy]]:
+    """What other uses say about this one, and those that are better, the best first.
+
+    Where k or the threshold is that of training, another is no fault: more codes explain more.
+    """
+    settled, trained = k_is_known(dictionary), trained_k(dictionary)
     found: list[Finding] = []
-    better: list[tuple[float, str]] = []
-    for about, fits in _uses(compared).items():
-        finding, remedy = _best_use(compared, about, fits)
+    better: list[Remedy] = []
+    for about, uses in _uses(compared).items():
+        as_trained = [(r, f) for r, f in uses if r.k is not None and r.k == trained and compared.severity(f) != "ok"]
+        finding, remedy = _best_use(compared, about, as_trained or uses)
+        if about == "k" and finding.severity != "ok":
+            finding = replace(finding, severity="ok" if settled and finding.severity == "warning" else "warning")
         found.append(finding)
-        better += remedy
-    return found, sorted(better, reverse=True)
+        better += [remedy] if remedy and finding.severity != "ok" else []
+    return found, sorted(better, key=lambda remedy: -remedy.ev)
 
 
-def _uses(compared: Comparison) -> dict[str, dict[tuple[str, str], Fit]]:
-    """Other uses by what they change; of each how it is named, what to do for it, and its fit."""
-    uses: dict[str, dict[tuple[str, str], Fit]] = {
-        "site": {(f"at {s}", f"use it with --site {s}"): f for s, f in compared.sites.items() if s != compared.own},
-        **{
-            about: {(f"with {t.name}", t.remedy): f for t, f in compared.tried.items() if t.about == about}
-            for about in ("input", "k")
-        },
+def _uses(compared: Comparison) -> dict[str, list[tuple[Remedy, Fit]]]:
+    """Other uses by what they change, each with what to do for it and its fit."""
+    own = compared.own
+    uses = {
+        "site": [(_remedy("site", site, None, found), found) for site, found in compared.sites.items() if site != own]
     }
+    for about in ("input", "k"):
+        tried = [(trial, found) for trial, found in compared.tried.items() if trial.about == about]
+        uses[about] = [(_remedy(about, own, trial, found, elsewhere=False), found) for trial, found in tried]
     if compared.both:
         site, trial, found = compared.both
-        uses["site and input"] = {
-            (f"at {site} with {trial.name}", f"use it with --site {site}, and {trial.remedy}"): found
-        }
-    return {about: fits for about, fits in uses.items() if fits}
+        uses["site and input"] = [(_remedy("site and input", site, trial, found), found)]
+    return {about: tried for about, tried in uses.items() if tried}
 
 
-def _best_use(
-    compared: Comparison, about: str, fits: Mapping[tuple[str, str], Fit]
-) -> tuple[Finding, list[tuple[float, str]]]:
-    most = max(known(found.ev) for found in fits.values())
-    (how, remedy), best = next(use for use in fits.items() if known(use[1].ev) >= most - TIE)
+def _remedy(about: str, site: str, trial: Trial | None, found: Fit, elsewhere: bool = True) -> Remedy:
+    how = [f"at {site}"] if elsewhere else []
+    if trial is None:
+        return Remedy(about, *how, found.ev, site)
+    return Remedy(about, " ".join([*how, f"with {trial.name}"]), found.ev, site, trial.remedy, trial.k)
+
+
+def _best_use(compared: Comparison, about: str, uses: Sequence[tuple[Remedy, Fit]]) -> tuple[Finding, Remedy | None]:
+    most = max(known(found.ev) for _, found in uses)
+    remedy, best = next(use for use in uses if known(use[1].ev) >= most - TIE)
     severity = compared.severity(best)
     here = f"{compared.here.ev:.3f} at {compared.own} as it is"
     counts = f"a gain of {GAIN}, to above 0, counts"
     if severity == "ok":
-        of = f"None of {len(fits)} other {WAYS[about]} is clearly better"
-        return Finding("ok", about, f"{of}: explained variance is {here}, at most {best.ev:.3f} {how} ({counts})."), []
-    if about == "k":
-        severity = "warning"  # more codes explain more; how many is a choice
-    text = f"It fits best {how}: explained variance is {best.ev:.3f} then, {here} ({counts}); {remedy}."
-    return Finding(severity, about, text), [(best.ev, how)]
+        of = f"None of {len(uses)} other {WAYS[about]} is clearly better"
+        text = f"{of}: explained variance is {here}, at most {best.ev:.3f} {remedy.how} ({counts})."
+        return Finding("ok", about, text), None
+    text = f"It fits best {remedy.how}: explained variance is {best.ev:.3f} then, {here} ({counts})."
+    return Finding(severity, about, text), remedy

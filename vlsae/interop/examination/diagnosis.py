@@ -1,23 +1,19 @@
-"""The result of `examine`, as data and as a page of text."""
+"""The result of `examine`, as data."""
 
 from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlsae.atomic import replacing
-from vlsae.backbones.site import Site
 from vlsae.metrics.result import Metric
 
 SEVERITIES = ("ok", "warning", "wrong")
-WIDTH = 116  # columns of the text
 AS_IS = "as it is"
-SHOWN = 6  # trials in the text; all are in the data
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Remedy:
+    """Another use with which the dictionary explains more.
+
+    Attributes:
+        about: what it changes: "site", "input", "k" or "site and input"; how: the same as the end of a sentence.
+        ev: explained variance then; site: where.
+        lines: of Python, that make the change last for a dictionary `sae`; some read `tokens [N, d]` of the site.
+        k: the other k, where that is the change.
+    """
+
+    about: str
+    how: str
+    ev: float
+    site: str
+    lines: tuple[str, ...] = ()
+    k: int | None = None
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Whether a dictionary fits a model, and how one knows.
 
@@ -54,7 +69,12 @@ class Diagnosis:
         findings: all that were checked, the worst first.
         metrics: by name.
         tokens: a row a kind of token; sites: a row a site; trials: a row a change of input, threshold or k.
-        verdict: the whole in a sentence or two.
+        verdict: the whole in a sentence.
+        judged: the kinds of token it was judged on.
+        remedies: what to do instead, the best first.
+        expected: by name of a metric, its bounds in words.
+        opened: how a file of another project was opened, `metadata["opened_from"]`; notes: what is good to know about it.
+        n_images: how many were drawn.
     """
 
     subject: str
@@ -66,6 +86,12 @@ class Diagnosis:
     tokens: Sequence[Row] = ()
     sites: Sequence[Row] = ()
     trials: Sequence[Row] = ()
+    judged: Sequence[str] = ()
+    remedies: Sequence[Remedy] = ()
+    expected: Mapping[str, str] = field(default_factory=dict)
+    opened: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    n_images: int = 0
 
     @property
     def fits(self) -> bool:
@@ -96,20 +122,17 @@ class Diagnosis:
             partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
         return path
 
-    def summary(self) -> str:
-        """All of it as text, the verdict last."""
-        where = f"at {self.site} of {self.model}" if self.site else f"on {self.model}"
-        blocks = [f"{self.subject}, {where}"]
-        if self.metrics:
-            blocks.append(_metric_table(self.metrics))
-        if self.tokens:
-            blocks.append(_table("By kind of token", self.tokens))
-        if self.sites:
-            blocks.append(_site_table(self.sites, self.site))
-        if self.trials:
-            blocks.append(_table("If it were used otherwise, the best first", _first(self.trials)))
-        blocks.append("Findings\n" + "\n".join(_wrapped(f) for f in self.findings))
-        return "\n\n".join([*blocks, _fill(self.verdict, 0)])
+    def summary(self, *, full: bool = False, path: str = "", data: str = "", options: str = "") -> str:
+        """The diagnosis as text, the verdict first.
+
+        Args:
+            full: with all numbers, sites, trials and checks.
+            path, data: of the dictionary and the images, for the lines of what to do; "" in Python.
+            options: other options of the command, as they were given.
+        """
+        from vlsae.interop.examination.page import page  # which reads this module
+
+        return page(self, full=full, path=path, data=data, options=options)
 
 
 def _finite(value: Any) -> Any:
@@ -118,52 +141,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _metric_table(metrics: Mapping[str, Metric]) -> str:
-    lines = []
-    for name, metric in metrics.items():
-        ends = f" ({_number(metric.ci[0])} to {_number(metric.ci[1])})" if metric.ci else ""
-        lines.append(f"  {name:<16} {_number(metric.value):>10}  {metric.definition}{ends}")
-        lines += [f"  {'':<16} {_number(value):>10}  the same {label}" for label, value in metric.baselines.items()]
-    return "Measured\n" + "\n".join(lines)
-
-
-def _first(rows: Sequence[Row]) -> list[Row]:
-    """The best trials, and the dictionary as it is wherever it stands among them."""
-    return [row for i, row in enumerate(rows) if i < SHOWN or row.name == AS_IS]
-
-
-def _table(title: str, rows: Sequence[Row]) -> str:
-    wide = max(len(row.name) for row in rows)
-    head = f"  {'':<{wide}} {'EV':>10} {'L0':>8} {'tokens':>8}"
-    return "\n".join([title, head, *(f"  {r.name:<{wide}} {_number(r.ev):>10} {r.l0:>8.1f} {r.n:>8,}" for r in rows)])
-
-
-def _site_table(rows: Sequence[Row], own: str | None) -> str:
-    """Explained variance, a line a block and a column a stream; * is where the dictionary was examined."""
-    ev = {(site.block, site.stream): row for row in rows for site in [Site.parse(row.name)]}
-    blocks = sorted({block for block, _ in ev})
-    streams = list(dict.fromkeys(stream for _, stream in sorted(ev, key=lambda place: place[0])))
-    cells = {place: _number(row.ev) + ("*" if row.name == own else " ") for place, row in ev.items()}
-    lines = [f"  {'block':>5}" + "".join(f"{stream:>12}" for stream in streams)]
-    lines += [f"  {block:>5}" + "".join(f"{cells.get((block, s), ' '):>12}" for s in streams) for block in blocks]
-    title = f"Explained variance at every site of this width ({rows[0].n:,} tokens each; * was examined)"
-    return "\n".join([title, *lines])
-
-
-def _wrapped(finding: Finding) -> str:
-    return f"  {finding.severity:<8} {finding.about:<14} " + _fill(finding.text, 26)
-
-
-def _fill(text: str, indent: int) -> str:
-    """Text in lines of `WIDTH`, all but the first indented."""
-    return textwrap.fill(
-        text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent, break_long_words=False
-    ).lstrip()

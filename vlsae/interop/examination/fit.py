@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlsae.dictionaries.base import Codes, Dictionary
 
-BATCH = 4096  # tokens encoded at a time
+BLOCK = 2**24  # pre-activations at a time: most families hold some such tables of 64 MB at once, and never a larger one
 RESAMPLES = 1000  # enough for the ends of a 95 % interval
 Reconstruct = Callable[[Tensor], tuple[Codes, Tensor]]
 
@@ -31,11 +31,11 @@ class Sums:
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, xhat: Tensor) -> Sums:
-        """Of tokens and reconstructions `[I, P, d]`."""
-        x, xhat = x.double(), xhat.double()
-        parts = ((x - xhat).square().sum((1, 2)), x.square().sum((1, 2)), x.sum(1))
-        return cls(*(part.numpy() for part in parts), x.shape[1])
+    def of(cls, x: Tensor, error: Tensor) -> Sums:
+        """Of tokens `x [I, P, d]` and `||x - xhat||^2` of each, `[I, P]`; an image at a time in float64."""
+        squares = torch.stack([image.double().square().sum() for image in x])
+        total = torch.stack([image.double().sum(0) for image in x])
+        return cls(error.double().sum(1).numpy(), squares.numpy(), total.numpy(), x.shape[1])
 
     def ev(self, weights: np.ndarray | None = None) -> np.ndarray:
         """`1 - sum ||x - xhat||^2 / sum ||x - mean||^2` for rows of image weights `[B, I]`; one row of ones where None.
@@ -101,26 +101,52 @@ def plainly(dictionary: Dictionary) -> Reconstruct:
 
 @torch.no_grad()
 def fit(dictionary: Dictionary, x: Tensor, reconstruct: Reconstruct | None = None) -> Fit:
-    """The fit to tokens `x [I, P, d]`; `reconstruct` where it is not the dictionary as it is."""
+    """The fit to tokens `x [I, P, d]`; `reconstruct` where it is not the dictionary as it is.
+
+    Tokens are encoded in blocks of `BLOCK` pre-activations, of which only sums are kept.
+    """
     reconstruct = reconstruct or plainly(dictionary)
     flat = x.flatten(0, 1)
-    fired = torch.zeros(dictionary.n_latents, dtype=torch.bool)
-    l0, parts, below, active = [], [], 0, 0
-    for batch in flat.split(BATCH):
-        codes, xhat = reconstruct(batch.to(dictionary.W_dec))
+    seen = _Seen(dictionary.n_latents, torch.stack([image.double().mean(0) for image in x]).mean(0))
+    for part in flat.split(max(1, BLOCK // dictionary.n_latents)):
+        seen.add(part, *reconstruct(part.to(dictionary.W_dec)))
+    sums = Sums.of(x, torch.cat(seen.error).view(x.shape[:2]))
+    return Fit(sums, torch.cat(seen.l0), seen.fired, seen.below / max(seen.active, 1), seen.stretch())
+
+
+class _Seen:
+    """What is kept of each block: error and active latents of a token, which latents fired, sums behind the stretch.
+
+    Args:
+        n_latents: of the dictionary.
+        mean: of all tokens, float64 `[d]`; reconstructions are summed around it, so that a large mean costs no digits.
+    """
+
+    def __init__(self, n_latents: int, mean: Tensor):
+        self.error: list[Tensor] = []
+        self.l0: list[Tensor] = []
+        self.fired = torch.zeros(n_latents, dtype=torch.bool)
+        self.n = self.below = self.active = 0
+        self.mean, self.total = mean, torch.zeros_like(mean)
+        self.spread = self.squares = self.along = 0.0
+
+    def add(self, x: Tensor, codes: Codes, xhat: Tensor) -> None:
+        """A block of tokens `[b, d]`, with their codes and reconstructions."""
         there = codes.values != 0
-        l0.append(torch.bincount(codes.rows[there], minlength=codes.n).cpu())
-        fired[codes.latents[there].cpu()] = True
-        below, active = below + int((codes.values < 0).sum()), active + int(there.sum())
-        parts.append(xhat.float().cpu())
-    xhat = torch.cat(parts).view_as(x)
-    return Fit(Sums.of(x, xhat), torch.cat(l0), fired, below / max(active, 1), _stretch(flat, xhat.flatten(0, 1)))
+        self.l0.append(torch.bincount(codes.rows[there], minlength=codes.n).cpu())
+        self.fired[codes.latents[there].cpu()] = True
+        self.below, self.active = self.below + int((codes.values < 0).sum()), self.active + int(there.sum())
+        centred, r = x.double() - self.mean, xhat.double().cpu() - self.mean
+        self.error.append((centred - r).square().sum(1))
+        self.n, self.total = self.n + len(r), self.total + r.sum(0)
+        self.spread, self.squares = self.spread + float(centred.square().sum()), self.squares + float(r.square().sum())
+        self.along += float((centred * r).sum())
 
-
-def _stretch(x: Tensor, xhat: Tensor) -> float:
-    centred, r = (values.double() - values.double().mean(0) for values in (x, xhat))
-    along = float((centred * r).sum())
-    return float(r.square().sum()) / along if along > 0 else float("nan")
+    def stretch(self) -> float:
+        """`E||r||^2 / E<x, r>`, each around its own mean; NaN where reconstructions do not follow the tokens."""
+        if not self.along > 1e-12 * (self.spread * self.squares) ** 0.5:  # rounding is below
+            return float("nan")
+        return (self.squares - float(self.total.square().sum()) / self.n) / self.along
 
 
 def shuffled(x: Tensor, seed: int) -> Tensor:

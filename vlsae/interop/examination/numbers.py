@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from vlsae.dictionaries.base import Dictionary
+from vlsae.interop.examination import rules
 from vlsae.interop.examination.comparison import Comparison
 from vlsae.interop.examination.fit import Fit, interval
 from vlsae.interop.examination.roles import known
+from vlsae.interop.examination.trials import mean_sparsity
 from vlsae.metrics.result import Metric
 
 
@@ -49,6 +51,22 @@ def numbers_of(dictionary: Dictionary, x: Tensor, whole: Fit, compared: Comparis
                 ci=interval(whole.sums.ev(compared.weights)), baselines=beside)  # fmt: skip
     others = {name: Metric(name, value, m, text, higher_is_better=higher) for name, value, m, text, higher in values}
     return {"ev_centred": ev, **others}
+
+
+def expected(dictionary: Dictionary) -> dict[str, str]:
+    """Bounds of these numbers in words, by name; reasons are where the bounds are."""
+    k, half = getattr(dictionary, "k", None), dictionary.d / 2
+    if k is None:
+        active = f"below {half:g}, half the width"
+    elif mean_sparsity(dictionary):
+        active = f"{k / rules.L0_FACTOR:g} to {k * rules.L0_FACTOR:g} (k = {k} on average)"
+    else:
+        active = f"at most {k * getattr(dictionary, 'groups', 1)} (k)"
+    return {
+        "ev_centred": f"{rules.LEAST_EV:g} or more", "l0": active, "silent": f"below {100 * rules.SILENT:g}",
+        "dead": f"below {100 * rules.MOSTLY:g}", "stretch": f"{1 / rules.STRETCH:g} to {rules.STRETCH:g}",
+        **({"atom_norm_median": "1"} if dictionary.unit_atoms else {}),
+    }  # fmt: skip
 
 
 @torch.no_grad()

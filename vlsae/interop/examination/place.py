@@ -27,9 +27,7 @@ def find_place(
     if name is None:
         fits = comparable_sites(None, widths, dictionary.d)
         return None, None if fits else width_finding(dictionary.d, None, widths, model.spec)
-    place = Site.parse(str(name))
-    if place.tower == "text" and place.stream != "pooled":
-        raise ValueError(f"The doctor reads sites of the vision tower and text.pooled, not {name}.")
+    place = readable(str(name))
     if place.tower == "text" and not model.has_text:
         return place, Finding(
             "wrong", "site", f"{name} does not exist: {model.spec} has no text tower; give another --model."
@@ -47,6 +45,18 @@ def find_place(
     if widths[str(place)] != dictionary.d:
         return place, width_finding(dictionary.d, str(place), widths, model.spec)
     return place, None
+
+
+def readable(name: str) -> Site:
+    """A site that the doctor can read.
+
+    Raises:
+        ValueError: for a misspelled one, or one of the text tower other than text.pooled.
+    """
+    place = Site.parse(name)
+    if place.tower == "text" and place.stream != "pooled":
+        raise ValueError(f"The doctor reads sites of the vision tower and text.pooled, not {name}.")
+    return place
 
 
 def width_finding(d: int, site: str | None, widths: Mapping[str, int], spec: str) -> Finding:

@@ -12,7 +12,7 @@ from vlsae.backbones.base import Backbone
 from vlsae.dictionaries.base import Dictionary
 from vlsae.interop.examination.diagnosis import Finding
 from vlsae.interop.examination.fit import Fit
-from vlsae.interop.examination.trials import mean_sparsity
+from vlsae.interop.examination.trials import mean_sparsity, trained_k
 
 LEAST_EV = 0.5  # below, most of what the model computes at the site is not in the codes
 GAIN = 0.05  # explained variance: what other images of the same kind do not explain
@@ -68,6 +68,15 @@ def of_model(dictionary: Dictionary, model: Backbone) -> Finding:
     return Finding("ok", "model", f"It was trained on {known}, which it was examined on.")
 
 
+def k_is_known(dictionary: Dictionary) -> bool:
+    """Whether k, or the threshold, is that of training: by its recipe, or since another project's file says it."""
+    if (trained := trained_k(dictionary)) is not None:
+        return trained == getattr(dictionary, "k", None)
+    opened = dictionary.metadata.get("opened_from")
+    told = opened.get("told", {}) if isinstance(opened, Mapping) else {"k": None}
+    return not {"k", "threshold"} & set(told)
+
+
 def of_sparsity(dictionary: Dictionary, fit: Fit) -> list[Finding]:
     """L0 against k; a bound for each token, or a mean over tokens behind a threshold."""
     l0, k = float(fit.l0.double().mean()), getattr(dictionary, "k", None)
@@ -91,9 +100,8 @@ def of_sparsity(dictionary: Dictionary, fit: Fit) -> list[Finding]:
 
 
 def _recipe(dictionary: Dictionary, k: int) -> Finding | None:
-    recipe = dictionary.metadata.get("recipe")
-    trained = recipe.get("k") if isinstance(recipe, Mapping) else None
-    if not isinstance(trained, int) or trained == k:
+    trained = trained_k(dictionary)
+    if trained in (None, k):
         return None
     return Finding("warning", "sparsity", f"It was trained with k={trained} and encodes with k={k}; open it with k={trained}, "
                    "unless this is on purpose.")  # fmt: skip

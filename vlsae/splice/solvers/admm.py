@@ -54,7 +54,7 @@ def _block(Z: Tensor, C: Tensor, system: _System, lam: Tensor, tol: float, itera
 
 @SOLVERS.register("admm")
 def admm(Z, dictionary: PreparedDictionary, l1: np.ndarray, *, tol, threads, max_iterations=None, device="cpu"):
-    """Over-relaxed ADMM with residual balancing, in double precision on a processor."""
+    """Over-relaxed ADMM with residual balancing, in double precision where the device has it."""
     C = on_device(dictionary, device)
     system = _System(C)
     return in_blocks(Z, l1, C, lambda z, lam: _block(z, C, system, lam, tol, max_iterations or ITERATIONS))
